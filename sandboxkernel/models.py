@@ -100,8 +100,9 @@ class KernelRestart(_Request, kw_only=True):
 class KernelCreate(_Request, kw_only=True):
     """Start one kernel in a sandbox of its own.
 
-    `env` is what the user or the kernelspec chose: the caller has already dropped everything
-    else, and the daemon drops what looks like a credential of the server a second time.
+    `env` is what the user or the kernelspec chose: the client has already dropped everything
+    else (environment.py). `work_folder` is what is mounted at its own path, read-write; `cwd`
+    lies in it; without one, the work folder is `cwd`; without both, no folder is mounted.
     `argv` replaces the image's kernel command: a sandbox without Jupyter, as `run` makes it.
     """
 
@@ -110,6 +111,7 @@ class KernelCreate(_Request, kw_only=True):
     profile: ProfileName | None = None
     limits: Limits = Limits()
     cwd: AbsolutePath | None = None
+    work_folder: AbsolutePath | None = None
     env: dict[EnvironmentName, EnvironmentValue] = {}
     extra_arguments: list[Argument] = []
     argv: list[Argument] | None = None

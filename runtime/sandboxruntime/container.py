@@ -1,0 +1,320 @@
+"""Create, join, reap and delete containers: the launcher's side, one function per OCI verb."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from sandboxruntime import capabilities, seccomp, syscalls
+from sandboxruntime.cgroup import Cgroup, Layout
+from sandboxruntime.errors import ContainerError, SetupError
+from sandboxruntime.handover import become_program
+from sandboxruntime.init import (
+    CREATE_STEPS,
+    JOIN_STEPS,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    Context,
+    confine,
+    report_failure,
+    run_init,
+)
+from sandboxruntime.namespaces import write_id_maps
+from sandboxruntime.rootfs import MountFactory
+from sandboxruntime.spec import Spec
+from sandboxruntime.steps import Step
+from sandboxruntime.syscalls import CloneFlag
+from sandboxruntime.validate import validate
+
+__all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit"]
+
+SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
+_NAMESPACES = (
+    CloneFlag.NEWUSER
+    | CloneFlag.NEWNS
+    | CloneFlag.NEWPID
+    | CloneFlag.NEWIPC
+    | CloneFlag.NEWUTS
+    | CloneFlag.NEWNET
+)
+
+
+@dataclass(slots=True)
+class Host:
+    """What the launcher holds for all containers. `fail_at` is the tests' fault injection."""
+
+    layout: Layout
+    mounts: MountFactory
+    fail_at: Step | None = None
+    programs: dict[str, bytes] = field(default_factory=dict)
+
+    def seccomp_program(self, profile: str) -> bytes:
+        """The compiled filter of a profile, compiled once."""
+        if profile not in self.programs:
+            self.programs[profile] = seccomp.compile_filter(
+                seccomp.load_profile(profile), syscalls.machine()
+            )
+        return self.programs[profile]
+
+
+@dataclass(slots=True)
+class Container:
+    """A created container: pid 1 is confined and its child waits for the hand-over."""
+
+    spec: Spec
+    pid: int
+    pidfd: int
+    exit_fd: int
+    oom_fd: int
+    cgroup: Cgroup
+    timings: dict[str, float]
+    exited: bool = False
+
+
+@dataclass(slots=True)
+class Joined:
+    """A process that was started in a running container by exec."""
+
+    container_id: str
+    pidfd: int
+    exit_fd: int
+
+
+class _Timer:
+    """Names the step that runs, times it, and turns its OSError into a SetupError."""
+
+    def __init__(self, fail_at: Step | None) -> None:
+        self.timings: dict[str, float] = {}
+        self._fail_at = fail_at
+
+    @contextlib.contextmanager
+    def step(self, step: Step) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            if self._fail_at is step:
+                raise OSError(5, f"injected fault at {step}")
+            yield
+        except ContainerError:
+            raise
+        except OSError as exc:
+            raise _setup_error(step, exc.errno or 0, str(exc)) from exc
+        self.timings[step] = (time.monotonic() - started) * 1000
+
+
+def _setup_error(step: str, code: int, message: str) -> SetupError:
+    return SetupError(f"setup failed at {step}: {message}", step=Step(step), errno=code)
+
+
+def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Container:
+    """Make a container up to the point where its process waits for the hand-over.
+
+    Borrows both descriptors. On failure raises a ContainerError and leaves nothing behind.
+    """
+    timer = _Timer(host.fail_at)
+    with contextlib.ExitStack() as undo:
+        with timer.step(Step.VALIDATE):
+            validate(spec)
+            program = host.seccomp_program(spec.seccomp_profile)
+        with timer.step(Step.CGROUP):
+            cgroup = Cgroup.create(host.layout, spec.cgroups_path, spec.limits)
+            undo.callback(_remove_cgroup, cgroup)
+        with timer.step(Step.ROOTFS):
+            root_fd = host.mounts.open_rootfs(spec)
+            undo.callback(host.mounts.release_rootfs, spec)
+        with contextlib.ExitStack() as temporary:
+            temporary.callback(os.close, root_fd)
+            with timer.step(Step.BINDS):
+                bind_fds = []
+                for bind in spec.binds:
+                    bind_fds.append(host.mounts.open_bind(bind, spec))
+                    temporary.callback(os.close, bind_fds[-1])
+            cgroup_fds = cgroup.entry_fds()
+            for fd in cgroup_fds:
+                temporary.callback(os.close, fd)
+            status_read, status_write = os.pipe()
+            temporary.callback(os.close, status_read)
+            exit_read, exit_write = os.pipe()
+            undo.callback(os.close, exit_read)
+            go_read, go_write = os.pipe()
+            with timer.step(Step.CLONE):
+                context = Context(
+                    spec=spec,
+                    status_fd=status_write,
+                    handover_fd=handover_fd,
+                    exit_fd=exit_write,
+                    log_fd=log_fd,
+                    cgroup_fds=cgroup_fds,
+                    seccomp_program=program,
+                    root_fd=root_fd,
+                    bind_fds=bind_fds,
+                    fail_at=host.fail_at,
+                )
+                try:
+                    pid, pidfd = syscalls.clone3(_NAMESPACES)
+                    if pid == 0:
+                        _child(context, go_read, host.mounts.attach_point)
+                finally:
+                    for fd in (status_write, exit_write, go_read):
+                        os.close(fd)
+            undo.callback(_kill_and_reap, pidfd)
+            try:
+                with timer.step(Step.IDMAP):
+                    write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
+                    os.write(go_write, b"g")
+            finally:
+                os.close(go_write)
+            timings = _await_status(status_read)
+        oom_fd = cgroup.oom_notify_fd()
+        undo.pop_all()
+    return Container(
+        spec=spec,
+        pid=pid,
+        pidfd=pidfd,
+        exit_fd=exit_read,
+        oom_fd=oom_fd,
+        cgroup=cgroup,
+        timings={**timer.timings, **timings},
+    )
+
+
+def _child(context: Context, go_fd: int, attach_point: str) -> NoReturn:
+    """The first instructions of pid 1, until its ids are mapped."""
+    try:
+        syscalls.prctl(PR_SET_DUMPABLE, 0)
+        # Opened as host root, the owner of the staging directory; soon we are somebody else.
+        context.attach_fd = os.open(attach_point, os.O_PATH | os.O_DIRECTORY)
+        if os.read(go_fd, 1) != b"g":
+            os._exit(70)  # the launcher failed at the map and has said so
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    except BaseException as exc:
+        report_failure(context.status_fd, Step.IDMAP, exc)
+    confine(context, CREATE_STEPS)
+    try:
+        run_init(context)
+    except BaseException as exc:
+        report_failure(context.status_fd, Step.HAND_OVER, exc)
+
+
+def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) -> Joined:
+    """Start one more process in a running container, as confined as the first (OCI exec).
+
+    Nothing of the image runs before every confinement is on. Borrows both descriptors.
+    """
+    with contextlib.ExitStack() as temporary:
+        cgroup_fds = container.cgroup.entry_fds()
+        for fd in cgroup_fds:
+            temporary.callback(os.close, fd)
+        status_read, status_write = os.pipe()
+        temporary.callback(os.close, status_read)
+        exit_read, exit_write = os.pipe()
+        context = Context(
+            spec=container.spec,
+            status_fd=status_write,
+            handover_fd=handover_fd,
+            exit_fd=exit_write,
+            log_fd=output_fd,
+            cgroup_fds=cgroup_fds,
+            seccomp_program=host.seccomp_program(container.spec.seccomp_profile),
+        )
+        try:
+            pid, pidfd = syscalls.clone3(CloneFlag(0))
+            if pid == 0:
+                _joining_child(context, container.pidfd)
+        finally:
+            os.close(status_write)
+            os.close(exit_write)
+        try:
+            _await_status(status_read)
+        except BaseException:
+            _kill_and_reap(pidfd)
+            os.close(exit_read)
+            raise
+    return Joined(container.spec.container_id, pidfd, exit_read)
+
+
+def _joining_child(context: Context, container_pidfd: int) -> NoReturn:
+    try:
+        syscalls.prctl(PR_SET_DUMPABLE, 0)
+        for fd in context.cgroup_fds:
+            os.write(fd, b"0")
+        syscalls.setns(container_pidfd, _NAMESPACES | CloneFlag.NEWCGROUP)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        child = os.fork()  # setns to a PID namespace takes effect for children
+        if child == 0:
+            confine(context, JOIN_STEPS)
+            os.write(context.status_fd, json.dumps({"timings": context.timings}).encode())
+            become_program(context.handover_fd, context.exit_fd, context.status_fd)
+        os.close(context.status_fd)
+        os.close(context.handover_fd)
+        capabilities.drop_all()
+        syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _, status = os.waitpid(child, 0)
+        os.write(context.exit_fd, struct.pack("i", status))
+        os._exit(0)
+    except BaseException as exc:
+        report_failure(context.status_fd, Step.CLONE, exc)
+
+
+def _await_status(status_fd: int) -> dict[str, float]:
+    """Wait for the child's word: its timings, or a failure raised as SetupError."""
+    deadline = time.monotonic() + SETUP_DEADLINE_S
+    data = b""
+    while True:
+        remaining = deadline - time.monotonic()
+        readable, _, _ = select.select([status_fd], [], [], max(0.0, remaining))
+        if not readable:
+            raise _setup_error(Step.CLONE, 110, f"no answer within {SETUP_DEADLINE_S:g} s")
+        chunk = os.read(status_fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    record: dict[str, Any] = json.loads(data) if data else {}
+    if "timings" in record:
+        return {str(step): float(ms) for step, ms in record["timings"].items()}
+    if "step" in record:
+        raise _setup_error(record["step"], record["errno"], record["message"])
+    raise _setup_error(Step.CLONE, 0, "the process ended without a word (out of memory?)")
+
+
+def read_exit(exit_fd: int) -> int | None:
+    """The wait status that pid 1 left in its pipe; None when it was killed before it could."""
+    data = os.read(exit_fd, 4)
+    return struct.unpack("i", data)[0] if len(data) == 4 else None
+
+
+def delete(host: Host, container: Container) -> None:
+    """Kill what is left and give everything back. Idempotent towards a half-gone container."""
+    container.cgroup.kill()
+    if not container.exited:
+        _kill_and_reap(container.pidfd)
+        container.exited = True
+    else:
+        os.close(container.pidfd)
+    os.close(container.exit_fd)
+    os.close(container.oom_fd)
+    container.cgroup.remove()
+    host.mounts.release_rootfs(container.spec)
+
+
+def _remove_cgroup(cgroup: Cgroup) -> None:
+    cgroup.kill()
+    cgroup.remove()
+
+
+def _kill_and_reap(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended and waits to be reaped
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)

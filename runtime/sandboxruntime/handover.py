@@ -1,0 +1,137 @@
+"""The hand-over: what a confined process receives before its exec, and both ends of it.
+
+Frame: 4 bytes big-endian length, then JSON; descriptors travel with the first byte. The
+receiving end runs inside the container after every confinement is on; it holds nothing of the
+daemon's but this socket, which closes at exec: end of file without a message is success.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from sandboxruntime import syscalls
+from sandboxruntime.channel import MAX_FDS, recv_exact
+
+__all__ = ["FIRST_FD", "Payload", "become_program", "encode_payload", "read_result"]
+
+FIRST_FD = 3  # where the descriptors of a payload start in the program
+MAX_PAYLOAD = 8 * 1024 * 1024  # bytes; the environment is limited to 2 MiB by the API
+HELLO = b"locked\n"
+_COPY_FD_MIN, _SOCKET_FD_MIN = 100, 200
+SIGNALS_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Program, arguments, environment and files. `files` maps path to content, mode 0600.
+
+    `argv[0]` is looked up on the PATH of `env` inside the container.
+    """
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    files: dict[str, str] = field(default_factory=dict)
+    output_fds: bool = False  # the first three descriptors become 0, 1 and 2
+
+
+def encode_payload(payload: Payload) -> bytes:
+    """The frame to send. Raises ValueError when it is too large."""
+    data = json.dumps(
+        {
+            "argv": payload.argv,
+            "env": payload.env,
+            "cwd": payload.cwd,
+            "files": payload.files,
+            "output_fds": payload.output_fds,
+        }
+    ).encode("utf-8", "surrogateescape")
+    if len(data) > MAX_PAYLOAD:
+        raise ValueError(f"payload of {len(data)} bytes exceeds {MAX_PAYLOAD}")
+    return struct.pack(">I", len(data)) + data
+
+
+def read_result(data: bytes) -> tuple[int, str] | None:
+    """What the process wrote before its exec: None for success, else (errno, message)."""
+    if not data:
+        return None
+    record = json.loads(data)
+    return int(record["errno"]), str(record["message"])
+
+
+def become_program(handover_fd: int, exit_fd: int, status_fd: int) -> NoReturn:
+    """Greet, receive the payload, exec. Never returns; ends with 126 or 127 as a shell would."""
+    os.close(status_fd)
+    if exit_fd >= 0:
+        os.close(exit_fd)
+    # Out of the way of the numbers that the payload's descriptors will take.
+    sock = socket.socket(fileno=fcntl.fcntl(handover_fd, fcntl.F_DUPFD_CLOEXEC, _SOCKET_FD_MIN))
+    os.close(handover_fd)
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # already a session leader: a process that joined by exec
+    try:
+        sock.sendall(HELLO)
+        record, fds = _receive(sock)
+        _place_files(record["files"])
+        _place_fds(sock, fds, output_fds=record["output_fds"])
+        os.chdir(record["cwd"])
+        if not os.getcwd().startswith("/"):
+            raise OSError(errno.EXDEV, f"working directory {os.getcwd()} is outside the root")
+        for signum in SIGNALS_IGNORED_BY_PYTHON:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.execvpe(record["argv"][0], record["argv"], record["env"])
+    except EOFError:
+        os._exit(125)  # the daemon gave up on this container
+    except BaseException as exc:  # nothing above us could report it
+        code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
+        sock.sendall(json.dumps({"errno": code, "message": str(exc)}).encode())
+        os._exit(127 if code == errno.ENOENT else 126)
+
+
+def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    space = socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
+    first, ancillary, _, _ = sock.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
+    if not first:
+        raise EOFError("closed before the payload")
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data)
+    (size,) = struct.unpack(">I", first + recv_exact(sock, 3))
+    record = json.loads(recv_exact(sock, size).decode("utf-8", "surrogateescape"))
+    return record, list(fds)
+
+
+def _place_files(files: dict[str, str]) -> None:
+    for path, content in files.items():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        data = content.encode()
+        while data:
+            data = data[os.write(fd, data) :]
+        os.close(fd)
+
+
+def _place_fds(sock: socket.socket, fds: list[int], *, output_fds: bool) -> None:
+    """Put the descriptors at FIRST_FD and up (or at 0 and up) and close everything else."""
+    first = 0 if output_fds else FIRST_FD
+    # High copies first: a target number may be the source of a later one.
+    for index, fd in enumerate([_dup_high(fd) for fd in fds]):
+        os.dup2(fd, first + index)
+    syscalls.close_range(max(FIRST_FD, first + len(fds)), sock.fileno() - 1)
+    syscalls.close_range(sock.fileno() + 1)
+
+
+def _dup_high(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _COPY_FD_MIN)

@@ -1,0 +1,285 @@
+"""Set-up inside the container, pid 1, and the kernel's process up to its exec.
+
+Theory of operation. clone3 makes pid 1 in new namespaces; it is a fork of the launcher.
+`confine()` walks CHILD_STEPS, each a function of the context, and ends with every capability
+gone and the seccomp filter on. Only then does pid 1 fork the process that will become the
+kernel. That process greets the daemon over the hand-over socket (the daemon learns its pid and
+pidfd from the message's own credentials), is verified from outside, receives environment, key
+and sockets, and execs the image's program. Pid 1 never sees a key; it reaps, forwards signals
+and reports the exit. Any failure is written as JSON to the status pipe, followed by _exit.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from sandboxruntime import capabilities, landlock, rlimits, seccomp, syscalls
+from sandboxruntime.handover import become_program
+from sandboxruntime.mounts import apply_mounts, plan_masks, plan_mounts
+from sandboxruntime.spec import Spec
+from sandboxruntime.steps import Step
+from sandboxruntime.syscalls import CloneFlag, MountFlag, UmountFlag
+
+__all__ = ["CREATE_STEPS", "JOIN_STEPS", "Context", "confine", "report_failure", "run_init"]
+
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
+_FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGCONT,
+)
+
+
+@dataclass(slots=True)
+class Context:
+    """What set-up needs in the child. Descriptors are inherited from the launcher.
+
+    `status_fd` takes a failure or, at the end, the timings; `handover_fd` is the stream socket
+    to the daemon; `exit_fd` takes the kernel's wait status; `attach_fd` is where the root goes.
+    """
+
+    spec: Spec
+    status_fd: int
+    handover_fd: int
+    exit_fd: int
+    log_fd: int
+    cgroup_fds: list[int]
+    seccomp_program: bytes
+    attach_fd: int = -1
+    root_fd: int = -1
+    bind_fds: list[int] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    fail_at: Step | None = None
+
+
+def _enter_cgroup(context: Context) -> None:
+    for fd in context.cgroup_fds:
+        # cgroups check the rights of whoever opened the file, which was root.
+        os.write(fd, b"0")
+
+
+def _cgroup_namespace(context: Context) -> None:
+    del context
+    syscalls.unshare(CloneFlag.NEWCGROUP)
+
+
+def _session(context: Context) -> None:
+    del context
+    os.setsid()
+    try:
+        syscalls.keyctl_join_session_keyring()
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:  # Linux without CONFIG_KEYS has no keyring to share
+            raise
+    os.umask(0o022)
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _mounts(context: Context) -> None:
+    syscalls.mount("none", "/", None, MountFlag.REC | MountFlag.PRIVATE)
+    move = syscalls.MoveMountFlag.F_EMPTY_PATH | syscalls.MoveMountFlag.T_EMPTY_PATH
+    syscalls.move_mount(context.root_fd, "", context.attach_fd, "", move)
+    apply_mounts(plan_mounts(context.spec), context.root_fd, context.bind_fds)
+
+
+def _masks(context: Context) -> None:
+    apply_mounts(plan_masks(context.spec), context.root_fd, [])
+
+
+def _pivot(context: Context) -> None:
+    os.fchdir(context.root_fd)
+    # pivot_root(2), "pivot_root(".", ".")": the old root is stacked below the new one, so that
+    # no directory for it is needed, and "." still names it for the umount.
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", UmountFlag.DETACH)
+    os.chdir("/")
+    if os.getcwd() != "/":
+        raise OSError(errno.EXDEV, f"working directory is {os.getcwd()}, not the new root")
+
+
+def _hostname(context: Context) -> None:
+    socket.sethostname(context.spec.hostname)
+
+
+def _loopback(context: Context) -> None:
+    del context
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        reply = fcntl.ioctl(sock, SIOCGIFFLAGS, request)
+        flags = struct.unpack_from("H", reply, 16)[0]
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+
+
+def _rlimits(context: Context) -> None:
+    rlimits.apply({**rlimits.DEFAULTS, **context.spec.process.rlimits})
+
+
+def _close_fds(context: Context) -> None:
+    null_fd = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null_fd, 0)
+    os.dup2(context.log_fd, 1)
+    os.dup2(context.log_fd, 2)
+    _close_all_but((0, 1, 2, context.status_fd, context.handover_fd, context.exit_fd))
+
+
+def _close_all_but(keep: Iterable[int]) -> None:
+    first = 0
+    for fd in sorted(set(keep)):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
+
+
+def _credentials(context: Context) -> None:
+    # setresuid(2) drops CAP_SETGID, so the gid must already be final; there are no
+    # supplementary groups: the launcher dropped them and setgroups is denied.
+    capabilities.drop_bounding()
+    capabilities.lock_securebits()
+    process = context.spec.process
+    os.setresgid(process.gid, process.gid, process.gid)
+    os.setresuid(process.uid, process.uid, process.uid)
+    if os.getgroups():
+        raise PermissionError(errno.EPERM, f"supplementary groups {os.getgroups()} are left")
+
+
+def _capabilities(context: Context) -> None:
+    del context
+    capabilities.clear()
+
+
+def _no_new_privs(context: Context) -> None:
+    del context
+    # A change of credentials resets this to fs.suid_dumpable; it must stay off until exec, so
+    # that nothing inside can look into a process that still runs the launcher's program.
+    syscalls.prctl(PR_SET_DUMPABLE, 0)
+    syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _landlock(context: Context) -> None:
+    landlock.restrict(writable=context.spec.writable)
+
+
+def _seccomp(context: Context) -> None:
+    seccomp.install(context.seccomp_program)
+
+
+CREATE_STEPS: dict[Step, Callable[[Context], None]] = {
+    Step.ENTER_CGROUP: _enter_cgroup,
+    Step.CGROUP_NAMESPACE: _cgroup_namespace,
+    Step.SESSION: _session,
+    Step.MOUNTS: _mounts,
+    Step.MASKS: _masks,
+    Step.PIVOT: _pivot,
+    Step.HOSTNAME: _hostname,
+    Step.LOOPBACK: _loopback,
+    Step.RLIMITS: _rlimits,
+    Step.CLOSE_FDS: _close_fds,
+    Step.CREDENTIALS: _credentials,
+    Step.CAPABILITIES: _capabilities,
+    Step.NO_NEW_PRIVS: _no_new_privs,
+    Step.LANDLOCK: _landlock,
+    Step.SECCOMP: _seccomp,
+}
+# A process that joins a running container (exec) finds the namespaces and mounts made.
+JOIN_STEPS: dict[Step, Callable[[Context], None]] = {
+    step: function
+    for step, function in CREATE_STEPS.items()
+    if step
+    not in (
+        Step.ENTER_CGROUP,
+        Step.CGROUP_NAMESPACE,
+        Step.MOUNTS,
+        Step.MASKS,
+        Step.PIVOT,
+        Step.HOSTNAME,
+        Step.LOOPBACK,
+    )
+}
+
+
+def confine(context: Context, steps: dict[Step, Callable[[Context], None]]) -> None:
+    """Walk the steps; on failure report and end the process."""
+    for step, function in steps.items():
+        started = time.monotonic()
+        try:
+            if context.fail_at is step:
+                raise OSError(errno.EIO, f"injected fault at {step}")
+            function(context)
+        except BaseException as exc:  # this is the process's only reporter
+            report_failure(context.status_fd, step, exc)
+        context.timings[step] = (time.monotonic() - started) * 1000
+
+
+def report_failure(status_fd: int, step: Step, exc: BaseException) -> NoReturn:
+    """Write {step, errno, message} to the status pipe and end the process at once."""
+    code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
+    notes = "; ".join(getattr(exc, "__notes__", []))
+    message = f"{exc} ({notes})" if notes else str(exc)
+    record = {"step": step, "errno": code, "message": message or type(exc).__name__}
+    os.write(status_fd, json.dumps(record).encode()[:4000])
+    os._exit(70)  # EX_SOFTWARE
+
+
+def run_init(context: Context) -> NoReturn:
+    """Be pid 1: start the process, reap, forward signals, report its exit, end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    child = os.fork()
+    if child == 0:
+        become_program(context.handover_fd, context.exit_fd, context.status_fd)
+    os.write(context.status_fd, json.dumps({"timings": context.timings}).encode())
+    # From here on pid 1 holds nothing but the exit pipe.
+    _close_all_but((0, 1, 2, context.exit_fd))
+    null_fd = os.open("/dev/null", os.O_RDWR)
+    for fd in (1, 2):  # the log must reach its end when the kernel's processes are gone
+        os.dup2(null_fd, fd)
+    os.close(null_fd)
+    waited = {signal.SIGCHLD, *_FORWARDED}
+    while True:
+        received = signal.sigwait(waited)
+        if received == signal.SIGCHLD:
+            status = _reap(child)
+            if status is not None:
+                os.write(context.exit_fd, struct.pack("i", status))
+                os._exit(0)
+        else:
+            _forward(child, received)
+
+
+def _reap(child: int) -> int | None:
+    """Reap everything that has ended; the wait status of `child` if it was among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == child:
+            found = status
+
+
+def _forward(child: int, signum: int) -> None:
+    try:
+        os.killpg(child, signum)
+    except ProcessLookupError:
+        os.kill(child, signum)  # before its setsid the group does not exist

@@ -1,0 +1,60 @@
+"""User namespaces: id maps written from outside, and holders for idmapped mounts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+
+from sandboxruntime import syscalls
+from sandboxruntime.spec import IdMapping
+from sandboxruntime.syscalls import CloneFlag
+
+__all__ = ["make_user_namespace", "render_map", "write_id_maps", "write_kernel_file"]
+
+
+def render_map(mappings: Iterable[IdMapping]) -> str:
+    """The text of uid_map or gid_map (user_namespaces(7)). Pure."""
+    return "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)
+
+
+def write_kernel_file(path: str, text: str) -> None:
+    """Write a /proc or cgroup file in one write(2), so that a refusal is an OSError here.
+
+    A buffered write would report success and lose the error at close.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def write_id_maps(
+    pid: int, uid_mappings: Iterable[IdMapping], gid_mappings: Iterable[IdMapping]
+) -> None:
+    """Write a child's maps. setgroups is denied, so that groups can never be shed (CVE-2014-8989)."""
+    write_kernel_file(f"/proc/{pid}/setgroups", "deny")
+    write_kernel_file(f"/proc/{pid}/uid_map", render_map(uid_mappings))
+    write_kernel_file(f"/proc/{pid}/gid_map", render_map(gid_mappings))
+
+
+def make_user_namespace(
+    uid_mappings: Iterable[IdMapping], gid_mappings: Iterable[IdMapping]
+) -> int:
+    """Make a user namespace without a process and return its descriptor.
+
+    Idmapped mounts take their map from a user namespace (mount_setattr(2)). The descriptor
+    keeps it alive; the caller owns it.
+    """
+    pid, pidfd = syscalls.clone3(CloneFlag.NEWUSER)
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        write_id_maps(pid, uid_mappings, gid_mappings)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)

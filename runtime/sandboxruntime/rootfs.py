@@ -1,0 +1,294 @@
+"""Root filesystems and binds, made by the launcher as detached or privately attached mounts.
+
+The launcher lives in a mount namespace of its own, so nothing made here is ever visible on the
+host, and all of it is gone when the launcher and the containers are gone: mounts cannot leak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sandboxruntime import syscalls
+from sandboxruntime.errors import HostError, SetupError, SpecError
+from sandboxruntime.namespaces import make_user_namespace
+from sandboxruntime.spec import Bind, Credentials, IdMapping, Rootfs, Spec
+from sandboxruntime.steps import Step
+from sandboxruntime.syscalls import (
+    AT_EMPTY_PATH,
+    MountAttr,
+    MountFlag,
+    MoveMountFlag,
+    OpenTreeFlag,
+    UmountFlag,
+)
+
+__all__ = ["OVERLAY_OPTIONS", "MountFactory", "acting_as", "is_allowed", "overlay_options"]
+
+# An imported upper directory may carry redirect or metacopy marks; none is ever followed,
+# whatever the Linux configuration's defaults are (filesystems/overlayfs.rst).
+OVERLAY_OPTIONS = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off", "xino": "off"}
+_CLONE = OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC
+# Overlays of users without a running kernel stay mounted for their next start, up to this many.
+# No profile can offer these: the host's secrets, devices and other users' sockets live there.
+NEVER_EXACTLY = ("/", "/home", "/var", "/tmp", "/var/tmp", "/opt", "/usr")  # noqa: S108
+NEVER_BELOW = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot", "/var/lib", "/var/run", "/var/log")
+UNUSED_OVERLAYS_MAX = 32
+NAMESPACES_MAX = 512
+
+
+def overlay_options(rootfs: Rootfs, lower: list[str]) -> list[tuple[str, str | None]]:
+    """fsconfig(2) keys and values of an overlay; None marks a flag. Pure.
+
+    `lower` are the mounted layers, lowest first; overlayfs wants the topmost first.
+    """
+    options: list[tuple[str, str | None]] = [
+        ("lowerdir", ":".join(reversed(lower))),
+        ("upperdir", rootfs.upper),
+        ("workdir", rootfs.work),
+        *OVERLAY_OPTIONS.items(),
+    ]
+    if rootfs.volatile:
+        options.append(("volatile", None))
+    return options
+
+
+@dataclass(slots=True)
+class _Overlay:
+    rootfs: Rootfs
+    mount_point: str
+    users: int = 0
+
+
+class MountFactory:
+    """Owner of every mount that the launcher makes before a container exists.
+
+    `staging` is a directory of the launcher's own; a tmpfs in its mount namespace covers it.
+    """
+
+    def __init__(self, staging: str) -> None:
+        self._staging = staging
+        self._serial = 0
+        self._overlays: OrderedDict[tuple[Rootfs, tuple[IdMapping, ...]], _Overlay] = OrderedDict()
+        self._namespaces: OrderedDict[tuple[IdMapping, ...], int] = OrderedDict()
+        os.makedirs(staging, mode=0o700, exist_ok=True)
+        syscalls.mount("tmpfs", staging, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0700")
+        # Where every child attaches its root, in its own copy of this mount namespace.
+        self.attach_point = self._new_directory()
+
+    def open_rootfs(self, spec: Spec) -> int:
+        """Return a detached mount of the container's root; count one user of its overlay."""
+        key = (spec.rootfs, spec.uid_mappings)
+        overlay = self._overlays.get(key)
+        if overlay is None:
+            self._refuse_shared_upper(spec.rootfs)
+            overlay = _Overlay(spec.rootfs, self._mount_overlay(spec))
+            self._overlays[key] = overlay
+        self._overlays.move_to_end(key)
+        fd = syscalls.open_tree(syscalls.AT_FDCWD, overlay.mount_point, _CLONE)
+        overlay.users += 1
+        return fd
+
+    def release_rootfs(self, spec: Spec) -> None:
+        """Give back one use. Volatile overlays are unmounted at once, others stay for a while."""
+        key = (spec.rootfs, spec.uid_mappings)
+        overlay = self._overlays.get(key)
+        if overlay is None:
+            return
+        overlay.users -= 1
+        if overlay.users == 0 and spec.rootfs.volatile:
+            self._unmount(key)
+        unused = [k for k, o in self._overlays.items() if o.users == 0]
+        for stale in unused[: max(0, len(unused) - UNUSED_OVERLAYS_MAX)]:
+            self._unmount(stale)
+
+    def forget(self, upper: str) -> bool:
+        """Unmount the unused overlays on `upper`; False if a container still uses one."""
+        for key in [k for k, o in self._overlays.items() if o.rootfs.upper == upper]:
+            if self._overlays[key].users:
+                return False
+            self._unmount(key)
+        return True
+
+    def open_bind(self, bind: Bind, spec: Spec) -> int:
+        """Return a detached, idmapped mount of a directory, opened with its opener's rights."""
+        source_fd = self._open_source(bind)
+        try:
+            fd = syscalls.open_tree(source_fd, "", _CLONE | AT_EMPTY_PATH)
+        finally:
+            os.close(source_fd)
+        attributes = MountAttr.NOSUID | MountAttr.NODEV | MountAttr.IDMAP
+        if bind.read_only:
+            attributes |= MountAttr.RDONLY
+        userns_fd = self._namespace_for(
+            _disk_to_inside(bind.opener.uid, spec.process.uid, spec.uid_mappings),
+            _disk_to_inside(bind.opener.gid, spec.process.gid, spec.gid_mappings),
+        )
+        try:
+            syscalls.mount_setattr(fd, "", attr_set=attributes, userns_fd=userns_fd)
+        except OSError as exc:
+            os.close(fd)
+            if exc.errno != errno.EINVAL:
+                raise
+            raise HostError(
+                f"the file system of {bind.source} does not support idmapped mounts",
+                feature="idmapped_mounts",
+                hint="Keep notebooks on ext4, xfs, btrfs or tmpfs, or use a newer Linux.",
+            ) from exc
+        return fd
+
+    def close(self) -> None:
+        """Unmount what is left."""
+        for key in list(self._overlays):
+            self._unmount(key)
+        for fd in self._namespaces.values():
+            os.close(fd)
+        self._namespaces.clear()
+
+    def _refuse_shared_upper(self, rootfs: Rootfs) -> None:
+        # Two live overlays on one upper directory are undefined behaviour (overlayfs.rst).
+        for overlay in self._overlays.values():
+            if overlay.rootfs.upper == rootfs.upper and overlay.users:
+                raise SetupError(
+                    f"the layer {rootfs.upper} is in use with other image layers",
+                    step=Step.ROOTFS,
+                    errno=errno.EBUSY,
+                )
+        self.forget(rootfs.upper)
+
+    def _mount_overlay(self, spec: Spec) -> str:
+        userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
+        with contextlib.ExitStack() as stack:
+            lower = []
+            for layer in spec.rootfs.lower:
+                lower.append(self._mount_lower(layer, userns_fd))
+                # overlayfs keeps private clones of its layers; ours are not needed again.
+                stack.callback(syscalls.umount2, lower[-1], UmountFlag.DETACH)
+            fs_fd = syscalls.fsopen("overlay")
+            stack.callback(os.close, fs_fd)
+            for key, value in overlay_options(spec.rootfs, lower):
+                if value is None:
+                    syscalls.fsconfig_flag(fs_fd, key)
+                else:
+                    syscalls.fsconfig_string(fs_fd, key, value)
+            syscalls.fsconfig_create(fs_fd)
+            mount_fd = syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV)
+            stack.callback(os.close, mount_fd)
+            mount_point = self._new_directory()
+            syscalls.move_mount(mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH)
+            return mount_point
+
+    def _mount_lower(self, layer: str, userns_fd: int) -> str:
+        fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, _CLONE)
+        try:
+            attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV | MountAttr.IDMAP
+            syscalls.mount_setattr(fd, "", attr_set=attributes, userns_fd=userns_fd)
+            mount_point = self._new_directory()
+            syscalls.move_mount(fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH)
+            return mount_point
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                raise HostError(
+                    f"the file system of {layer} does not support idmapped mounts",
+                    feature="idmapped_mounts",
+                    hint="Keep the data directory on ext4, xfs or btrfs.",
+                ) from exc
+            raise
+        finally:
+            os.close(fd)
+
+    def _namespace_for(
+        self, uid_mappings: tuple[IdMapping, ...], gid_mappings: tuple[IdMapping, ...]
+    ) -> int:
+        key = (*uid_mappings, *gid_mappings)
+        fd = self._namespaces.get(key)
+        if fd is None:
+            fd = self._namespaces[key] = make_user_namespace(uid_mappings, gid_mappings)
+            if len(self._namespaces) > NAMESPACES_MAX:
+                os.close(self._namespaces.popitem(last=False)[1])
+        self._namespaces.move_to_end(key)
+        return fd
+
+    def _open_source(self, bind: Bind) -> int:
+        try:
+            with acting_as(bind.opener):
+                fd = os.open(bind.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                if not os.access(f"/proc/self/fd/{fd}", os.R_OK | os.X_OK, effective_ids=True):
+                    os.close(fd)
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), bind.source)
+        except OSError as exc:
+            raise SpecError(
+                f"cannot open {bind.source} as uid {bind.opener.uid}: {exc.strerror}",
+                field="binds.source",
+            ) from exc
+        # The path may have led through a symbolic link: what was reached is what gets mounted,
+        # so it is what the policy is held against.
+        reached = os.readlink(f"/proc/self/fd/{fd}")
+        if not is_allowed(reached, bind.allowed):
+            os.close(fd)
+            raise SpecError(
+                f"{bind.source} is {reached}, which is not among the folders that may be mounted",
+                field="binds.source",
+            )
+        return fd
+
+    def _unmount(self, key: tuple[Rootfs, tuple[IdMapping, ...]]) -> None:
+        overlay = self._overlays.pop(key)
+        syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
+        os.rmdir(overlay.mount_point)
+
+    def _new_directory(self) -> str:
+        self._serial += 1
+        path = f"{self._staging}/{self._serial}"
+        os.mkdir(path, 0o700)
+        return path
+
+
+@contextlib.contextmanager
+def acting_as(credentials: Credentials) -> Iterator[None]:
+    """Act on the file system with a user's rights (setfsuid(2)): only in a process with one thread.
+
+    Setting fsuid to a non-zero id drops the file system capabilities from the effective set.
+    """
+    groups = os.getgroups()
+    os.setgroups(credentials.groups)
+    syscalls.setfsgid(credentials.gid)
+    syscalls.setfsuid(credentials.uid)
+    try:
+        if syscalls.setfsuid(credentials.uid) != credentials.uid:
+            raise PermissionError(errno.EPERM, "setfsuid did not take effect")
+        yield
+    finally:
+        syscalls.setfsuid(0)
+        syscalls.setfsgid(0)
+        os.setgroups(groups)
+
+
+def is_allowed(path: str, roots: tuple[str, ...]) -> bool:
+    """Whether a resolved path may be mounted: below an allowed root and not the system's. Pure."""
+    if path in NEVER_EXACTLY or any(_is_below(path, prefix) for prefix in NEVER_BELOW):
+        return False
+    return any(_is_below(path, root) for root in roots)
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return prefix == "/" or path == prefix or path.startswith(prefix + "/")
+
+
+def _disk_to_inside(
+    disk_id: int, inside_id: int, mappings: tuple[IdMapping, ...]
+) -> tuple[IdMapping, ...]:
+    """The map of an idmapped bind: `disk_id` on disk shows as `inside_id` inside. Pure.
+
+    In a mount's map the first column is the id on disk and the second the id in the initial
+    user namespace, which the container's own map then translates (mount_setattr(2)).
+    """
+    for mapping in mappings:
+        offset = inside_id - mapping.container_id
+        if 0 <= offset < mapping.size:
+            return (IdMapping(disk_id, mapping.host_id + offset, 1),)
+    raise SpecError(f"inside id {inside_id} is not mapped", field="uid_mappings")

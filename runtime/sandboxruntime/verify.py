@@ -1,0 +1,192 @@
+"""Outside verification: what Linux says of a confined process, held against its spec.
+
+Run by the root side through /proc before the process receives environment, key or sockets. The
+process cannot influence what it reads: it is in a namespace of its own, non-dumpable, and runs
+no image code yet. Any mismatch raises VerifyError, and the caller kills the container.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.errors import VerifyError
+from sandboxruntime.mounts import DEVICES, Attach, FileSystem, plan_mounts
+from sandboxruntime.namespaces import render_map
+from sandboxruntime.spec import IdMapping, Spec
+
+__all__ = ["NAMESPACES", "Facts", "check", "read_facts", "verify"]
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+SECCOMP_MODE_FILTER = "2"
+# 0, 1, 2 and the hand-over socket; pid 1 has the exit pipe instead of the socket.
+_FDS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What /proc says of one process."""
+
+    namespaces: Mapping[str, int]
+    status: Mapping[str, str]
+    uid_map: str
+    gid_map: str
+    cgroup: str
+    mountinfo: str
+    descriptors: Mapping[int, str]
+    cwd: str
+    core_limit: str
+
+
+def read_facts(pid: int) -> Facts:
+    """Read everything once. OSError if the process is gone."""
+    base = f"/proc/{pid}"
+    status = dict(line.split(":\t", 1) for line in _read(f"{base}/status").splitlines() if ":\t" in line)
+    limits = _read(f"{base}/limits")
+    core = re.search(r"^Max core file size\s+(\S+)\s+(\S+)", limits, re.MULTILINE)
+    return Facts(
+        namespaces={name: os.stat(f"{base}/ns/{name}").st_ino for name in NAMESPACES},
+        status=status,
+        uid_map=_read(f"{base}/uid_map"),
+        gid_map=_read(f"{base}/gid_map"),
+        cgroup=_read(f"{base}/cgroup"),
+        mountinfo=_read(f"{base}/mountinfo"),
+        descriptors={int(fd): os.readlink(f"{base}/fd/{fd}") for fd in os.listdir(f"{base}/fd")},
+        cwd=os.readlink(f"{base}/cwd"),
+        core_limit=core.group(2) if core else "?",
+    )
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        return stream.read()
+
+
+def verify(pid: int, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int]) -> Facts:
+    """Check a process that waits for its hand-over; returns the facts for `inspect`.
+
+    Raises VerifyError naming the first check that failed.
+    """
+    facts = read_facts(pid)
+    check(facts, spec, host_namespaces)
+    mismatches = cgroup.check_membership(facts.cgroup)
+    if mismatches:
+        raise VerifyError(f"pid {pid} is outside its cgroup: {mismatches}", check="cgroup")
+    return facts
+
+
+def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int]) -> None:
+    """Every check that needs only facts and spec. Pure. Raises VerifyError."""
+    checks: dict[str, Callable[[], str | None]] = {
+        "namespaces": lambda: _check_namespaces(facts, host_namespaces),
+        "credentials": lambda: _check_credentials(facts, spec),
+        "id_maps": lambda: _check_id_maps(facts, spec),
+        "capabilities": lambda: _check_capabilities(facts),
+        "no_new_privs": lambda: _expect(facts, "NoNewPrivs", "1"),
+        "seccomp": lambda: _expect(facts, "Seccomp", SECCOMP_MODE_FILTER),
+        "descriptors": lambda: _check_descriptors(facts),
+        "cwd": lambda: None if facts.cwd == "/" else f"cwd is {facts.cwd}",
+        "rlimits": lambda: None if facts.core_limit == "0" else f"core limit {facts.core_limit}",
+        "mounts": lambda: _check_mounts(facts, spec),
+    }
+    for name, function in checks.items():
+        problem = function()
+        if problem:
+            raise VerifyError(f"outside verification failed at {name}: {problem}", check=name)
+
+
+def _expect(facts: Facts, key: str, value: str) -> str | None:
+    found = facts.status.get(key, "missing").strip()
+    return None if found == value else f"{key} is {found}, not {value}"
+
+
+def _check_namespaces(facts: Facts, host: Mapping[str, int]) -> str | None:
+    shared = [name for name in NAMESPACES if facts.namespaces[name] == host[name]]
+    return f"shared with the host: {', '.join(shared)}" if shared else None
+
+
+def _host_id(inside: int, mappings: Iterable[IdMapping]) -> int:
+    for mapping in mappings:
+        if 0 <= inside - mapping.container_id < mapping.size:
+            return mapping.host_id + inside - mapping.container_id
+    return -1
+
+
+def _check_credentials(facts: Facts, spec: Spec) -> str | None:
+    host_uid = _host_id(spec.process.uid, spec.uid_mappings)
+    expected = "\t".join([str(host_uid)] * 4)
+    if facts.status["Uid"] != expected:
+        return f"uids are {facts.status['Uid'].split()}, not {host_uid}"
+    if facts.status["Groups"].strip():
+        return f"supplementary groups {facts.status['Groups'].strip()}"
+    return None
+
+
+def _check_id_maps(facts: Facts, spec: Spec) -> str | None:
+    for found, mappings in ((facts.uid_map, spec.uid_mappings), (facts.gid_map, spec.gid_mappings)):
+        if found.split() != render_map(mappings).split():
+            return f"map is {found.split()}, not {render_map(mappings).split()}"
+    return None
+
+
+def _check_capabilities(facts: Facts) -> str | None:
+    held = [name for name in _CAPABILITY_SETS if int(facts.status[name], 16)]
+    return f"not empty: {', '.join(held)}" if held else None
+
+
+def _check_descriptors(facts: Facts) -> str | None:
+    if len(facts.descriptors) > _FDS_MAX:
+        return f"{len(facts.descriptors)} descriptors are open: {dict(facts.descriptors)}"
+    for fd, target in facts.descriptors.items():
+        if not (target == "/dev/null" or target.startswith(("pipe:[", "socket:["))):
+            return f"descriptor {fd} is {target}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    point: str
+    options: frozenset[str]
+    fstype: str
+
+
+def _parse_mountinfo(text: str) -> list[_Mount]:
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
+        if any(option.startswith(("shared:", "master:")) for option in fields[6:]):
+            point = f"{point} (propagating)"
+        mounts.append(_Mount(point, frozenset(fields[5].split(",")), right.split(" ")[0]))
+    return mounts
+
+
+def _check_mounts(facts: Facts, spec: Spec) -> str | None:
+    mounts = _parse_mountinfo(facts.mountinfo)
+    if not mounts or mounts[0].point != "/" or mounts[0].fstype != "overlay":
+        return f"root is not the overlay: {mounts[:1]}"
+    if not {"nosuid", "nodev"} <= mounts[0].options:
+        return "root lacks nosuid,nodev"
+    expected = {"/"} | {f"/dev/{name}" for name in DEVICES}
+    for operation in plan_mounts(spec):
+        if isinstance(operation, FileSystem | Attach):
+            expected.add(operation.destination)
+    masks = {
+        *spec.masked_paths,
+        *spec.read_only_paths,
+        *(f"{bind.destination}/{name}" for bind in spec.binds for name in bind.masked),
+    }
+    points = [mount.point for mount in mounts]
+    missing = expected - set(points)
+    extra = set(points) - expected - masks
+    if missing or extra:
+        return f"mounts missing {sorted(missing)}, unexpected {sorted(extra)}"
+    for mount in mounts:
+        if mount.point in spec.read_only_paths and "ro" not in mount.options:
+            return f"{mount.point} is writable"
+    return None

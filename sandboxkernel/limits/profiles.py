@@ -1,0 +1,167 @@
+"""Profiles: what an administrator offers, by name. Pure.
+
+A profile in the configuration is a dictionary:
+
+    c.SandboxKernelDaemon.profiles = {
+        "bio101": {
+            "description": "Biology 101",
+            "image": "host",
+            "limits": {"memory": "1G", "cpus": 0.5, "pids": 128},
+            "maximum": {"memory": "2G", "cpus": 1},
+            "mounts": [{"source": "/srv/bio101", "destination": "/srv/bio101"}],
+        }
+    }
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandboxkernel import units
+from sandboxkernel.errors import LimitError, RequestError
+from sandboxkernel.limits.clamp import check_wish, clamp
+from sandboxkernel.models import PROFILE_PATTERN, IoLimit, Limits
+
+__all__ = ["DEFAULT_PROFILE", "Profile", "ProfileMount", "parse_limits", "parse_profiles"]
+
+MIB = 1 << 20
+# What a kernel gets when nobody configured anything: enough for a course, not for a machine.
+DEFAULT_LIMITS = Limits(
+    memory_bytes=2048 * MIB,
+    swap_bytes=0,
+    cpus=2.0,
+    cpu_weight=100,
+    pids=512,  # tasks, threads included; an idle ipykernel has about 12
+    shm_bytes=512 * MIB,
+    tmp_bytes=1024 * MIB,
+)
+_SIZES = {"memory": "memory_bytes", "swap": "swap_bytes", "shm": "shm_bytes", "tmp": "tmp_bytes"}
+_NUMBERS = {"cpus": "cpus", "cpu_weight": "cpu_weight", "pids": "pids"}
+_IO = {
+    "io_read": "read_bytes_per_s",
+    "io_write": "write_bytes_per_s",
+    "io_read_ops": "read_ops_per_s",
+    "io_write_ops": "write_ops_per_s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileMount:
+    """A folder of the administrator's that every sandbox of the profile sees."""
+
+    source: str
+    destination: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One offer. `limits` apply when nothing is wished for, `maximum` bounds every wish.
+
+    `work_folders` are the roots below which a work folder may lie; `home` says what happens
+    when the work folder is or contains the caller's home: its hidden entries are covered
+    ("mask"), the start is refused ("refuse"), or they are visible ("allow").
+    """
+
+    name: str
+    description: str = ""
+    image: str = "host"
+    limits: Limits = DEFAULT_LIMITS
+    maximum: Limits = DEFAULT_LIMITS
+    mounts: tuple[ProfileMount, ...] = ()
+    work_folders: tuple[str, ...] = ("/",)
+    home: str = "mask"
+    ephemeral: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+DEFAULT_PROFILE = Profile(name="default", description="Sandboxed Python")
+
+
+def parse_limits(raw: Mapping[str, Any], *, where: str) -> Limits:
+    """Limits as people write them ("2G", 0.5) to a checked model."""
+    values: dict[str, Any] = {}
+    io: dict[str, Any] = {}
+    for key, value in raw.items():
+        field_name = f"{where}.{key}"
+        if key in _SIZES:
+            values[_SIZES[key]] = units.parse_size(value, field=field_name)
+        elif key in _NUMBERS:
+            values[_NUMBERS[key]] = _number(value, field_name, whole=key != "cpus")
+        elif key in _IO:
+            io[_IO[key]] = units.parse_size(value, field=field_name)
+        else:
+            known = ", ".join([*_SIZES, *_NUMBERS, *_IO])
+            raise LimitError(f"{field_name} is not a limit", hint=f"Known: {known}.", field=field_name)
+    limits = Limits(**values, io=IoLimit(**io) if io else None)
+    check_wish(limits, where=where)
+    return limits
+
+
+def _number(value: Any, field_name: str, *, whole: bool) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kind = "a whole number" if whole else "a number"
+        raise LimitError(f"{field_name} is {value!r}, not {kind}", field=field_name)
+    return value if whole else float(value)
+
+
+def parse_profiles(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]:
+    """Profiles of the configuration by name. "default" exists unless it is redefined."""
+    profiles = {DEFAULT_PROFILE.name: DEFAULT_PROFILE}
+    for name, members in raw.items():
+        profiles[name] = _parse_profile(name, members)
+    return profiles
+
+
+def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
+    where = f"profiles.{name}"
+    if not re.match(PROFILE_PATTERN, name):
+        raise RequestError(f"profile name {name!r} does not match {PROFILE_PATTERN}", field=where)
+    known = set(Profile.__dataclass_fields__) - {"name"}
+    unknown = set(raw) - known
+    if unknown:
+        raise RequestError(
+            f"{where} has unknown members {sorted(unknown)}",
+            hint=f"Known: {', '.join(sorted(known))}.",
+            field=where,
+        )
+    limits = clamp(parse_limits(raw.get("limits", {}), where=f"{where}.limits"), DEFAULT_LIMITS, Limits())
+    # Without a maximum of its own, a profile's limits are its maximum: nobody gets more by wishing.
+    maximum = clamp(parse_limits(raw.get("maximum", {}), where=f"{where}.maximum"), limits, Limits())
+    home = raw.get("home", "mask")
+    if home not in ("mask", "refuse", "allow"):
+        raise RequestError(f"{where}.home is {home!r}, not mask, refuse or allow", field=where)
+    return Profile(
+        name=name,
+        description=str(raw.get("description", "")),
+        image=str(raw.get("image", "host")),
+        limits=clamp(limits, limits, maximum),
+        maximum=maximum,
+        mounts=tuple(_parse_mount(mount, where) for mount in raw.get("mounts", ())),
+        work_folders=tuple(_absolute(p, where) for p in raw.get("work_folders", ("/",))),
+        home=home,
+        ephemeral=bool(raw.get("ephemeral", False)),
+        env={str(key): str(value) for key, value in raw.get("env", {}).items()},
+    )
+
+
+def _parse_mount(raw: Mapping[str, Any], where: str) -> ProfileMount:
+    unknown = set(raw) - {"source", "destination", "read_only"}
+    if unknown or "source" not in raw:
+        raise RequestError(f"{where}.mounts needs source, has unknown {sorted(unknown)}", field=where)
+    source = _absolute(raw["source"], where)
+    return ProfileMount(
+        source=source,
+        destination=_absolute(raw.get("destination", source), where),
+        read_only=bool(raw.get("read_only", True)),
+    )
+
+
+def _absolute(path: Any, where: str) -> str:
+    if not isinstance(path, str) or not path.startswith("/") or posixpath.normpath(path) != path:
+        raise RequestError(f"{where}: {path!r} is not an absolute, normalised path", field=where)
+    return path
