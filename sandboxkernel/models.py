@@ -190,7 +190,7 @@ class Kernel(_Response, kw_only=True):
     cwd: str | None = None
     ephemeral: bool = False
     network: str = "none"
-    connection: ConnectionInfo
+    connection: ConnectionInfo | None = None
     exit: ExitInfo | None = None
     confinement: Confinement | None = None
     timings_ms: dict[str, float] = {}

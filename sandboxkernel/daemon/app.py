@@ -1,0 +1,254 @@
+"""The composition root: configuration to running daemon. traitlets and tornado."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import SYSTEM_CONFIG_PATH
+from tornado import web
+from traitlets import Bool, Dict, Float, Integer, List, Set, Unicode
+from traitlets.config import Application
+
+from sandboxkernel import __version__
+from sandboxkernel.daemon.events import EventLog
+from sandboxkernel.daemon.housekeeping import Housekeeping
+from sandboxkernel.daemon.ids import IdRanges
+from sandboxkernel.daemon.images import Images
+from sandboxkernel.daemon.launcher_client import LauncherClient
+from sandboxkernel.daemon.lease import LeaseJournal
+from sandboxkernel.daemon.routes import Services, handlers
+from sandboxkernel.daemon.sandbox import Runtime
+from sandboxkernel.daemon.server import NotFoundHandler, bind_api_socket, make_server
+from sandboxkernel.daemon.service import Kernels, Policy
+from sandboxkernel.errors import SandboxError
+from sandboxkernel.images.store import ImageStore
+from sandboxkernel.images.userlayers import UserLayers
+from sandboxkernel.limits import parse_grants, parse_profiles
+from sandboxkernel.models import Version
+from sandboxkernel.paths import Paths
+from sandboxruntime.cgroup import Cgroup, Layout, read_layout
+from sandboxruntime.verify import NAMESPACES
+
+__all__ = ["SandboxKernelDaemon", "main"]
+
+API_VERSION = "1"
+IDLE_CHECK_S = 1.0
+
+
+class SandboxKernelDaemon(Application):
+    """The root daemon of sandboxkernel."""
+
+    name = Unicode("sandboxkerneld")
+    description = Unicode("Runs Jupyter kernels in sandboxes, for the users of this machine.")
+    version = Unicode(__version__)
+
+    config_file = Unicode(
+        "", help="Configuration file; default: sandboxkernel_config.py on the system's Jupyter path."
+    ).tag(config=True)
+    profiles = Dict(help="Profiles by name; see docs/configuration.md.").tag(config=True)
+    grants = List(help="Grants in order; the first that matches counts.").tag(config=True)
+    default_profile = Unicode("default", help="Profile of kernels that name none.").tag(config=True)
+    admin_groups = Set(Unicode(), help="Groups whose members see every sandbox.").tag(config=True)
+    max_kernels = Integer(1000, min=1, help="Sandboxes at once on this host.").tag(config=True)
+    id_range_base = Integer(
+        0x70000000, min=65536, help="First host id of the users' id ranges."
+    ).tag(config=True)
+    id_range_count = Integer(4095, min=1, max=65535, help="How many users get a range.").tag(config=True)
+    cgroup_parent = Unicode("sandboxkernel", help="Parent of all cgroups.").tag(config=True)
+    socket_mode = Integer(
+        0o666, help="Mode of the API socket. Who may do what is decided by the grants."
+    ).tag(config=True)
+    embedded = Bool(False, help="Started on demand: serve root only, stop when idle.").tag(config=True)
+    idle_timeout_s = Float(60.0, min=0.1, help="Embedded: stop after so long without sandboxes.").tag(
+        config=True
+    )
+    ready_fd = Integer(-1, help="Descriptor that gets one byte when the daemon serves.").tag(config=True)
+
+    flags = Dict({"embedded": ({"SandboxKernelDaemon": {"embedded": True}}, "Stop when idle.")})
+    aliases = Dict(
+        {
+            "config": "SandboxKernelDaemon.config_file",
+            "ready-fd": "SandboxKernelDaemon.ready_fd",
+            "idle-timeout": "SandboxKernelDaemon.idle_timeout_s",
+            "log-level": "Application.log_level",
+        }
+    )
+
+    def _log_format_default(self) -> str:
+        return "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Command line over configuration file; a file that others can write is refused."""
+        self.parse_command_line(argv)
+        command_line = self.config.copy()
+        for path in self._config_files():
+            _require_root_owned(path)
+            self.load_config_file(path.stem, path=str(path.parent))
+        self.update_config(command_line)
+
+    def _config_files(self) -> list[Path]:
+        if self.config_file:
+            return [Path(self.config_file).resolve()]
+        # Root's own ~/.jupyter is left out: the daemon's policy is the system's.
+        candidates = [Path(folder) / "sandboxkernel_config" for folder in SYSTEM_CONFIG_PATH]
+        files = [c.with_suffix(s) for c in candidates for s in (".py", ".json")]
+        return [path for path in files if path.is_file()]
+
+    def start(self) -> None:
+        """Serve until a signal, or until idle when embedded."""
+        if os.geteuid() != 0:
+            raise SandboxError("the daemon needs root", hint="Start it with sudo or as a service.")
+        logging.basicConfig(level=self.log_level, format=self.log_format, stream=sys.stderr)
+        logging.getLogger("tornado.access").setLevel(logging.WARNING)
+        os.umask(0o022)
+        asyncio.run(self._serve())
+
+    def _policy(self) -> Policy:
+        return Policy(
+            profiles=parse_profiles(self.profiles),
+            grants=parse_grants(self.grants),
+            default_profile=self.default_profile,
+            admins=frozenset(self.admin_groups),
+            max_kernels=self.max_kernels,
+            cgroup_parent=self.cgroup_parent,
+        )
+
+    async def _serve(self) -> None:
+        policy = self._policy()
+        paths = Paths.from_environment()
+        async with contextlib.AsyncExitStack() as stack:
+            mode = 0o600 if self.embedded else self.socket_mode
+            for directory in (paths.run_dir, paths.data_dir):
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            sock = bind_api_socket(paths.api_socket, mode)
+            stack.callback(paths.api_socket.unlink, missing_ok=True)
+            kernels, housekeeping, launcher = await self._compose(policy, paths, stack)
+            del launcher
+            version = self._version(read_layout())
+            services = Services(kernels=kernels, housekeeping=housekeeping, version=version)
+            application = web.Application(
+                list(handlers(services)), default_handler_class=NotFoundHandler
+            )
+            server = make_server(application)
+            server.add_socket(sock)
+            stack.callback(server.stop)
+            stack.push_async_callback(kernels.release_all)
+            self.log.info("serving %s", paths.api_socket)
+            if self.ready_fd >= 0:
+                os.write(self.ready_fd, b"1")
+                os.close(self.ready_fd)
+            await self._until_stopped(kernels)
+
+    async def _compose(
+        self, policy: Policy, paths: Paths, stack: contextlib.AsyncExitStack
+    ) -> tuple[Kernels, Housekeeping, LauncherClient]:
+        for directory, mode in (
+            (paths.kernels_dir, 0o711), (paths.users_dir, 0o700), (paths.scratch_dir, 0o700),
+        ):  # fmt: skip
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            directory.chmod(mode)
+        layout = read_layout()
+        journal = LeaseJournal(paths.leases_dir)
+        swept = journal.sweep(lambda path: _release_cgroup(layout, path))
+        if swept:
+            self.log.warning("released %d sandboxes that a former daemon left", len(swept))
+        events = EventLog()
+        launcher = LauncherClient(self._on_launcher_event)
+        await launcher.start(paths.run_dir / "mnt")
+        stack.push_async_callback(launcher.stop)
+        layers = UserLayers(paths.users_dir)
+        kernels = Kernels(
+            policy=policy,
+            paths=paths,
+            runtime=Runtime(
+                launcher=launcher,
+                layout=layout,
+                host_namespaces={n: os.stat(f"/proc/self/ns/{n}").st_ino for n in NAMESPACES},
+                guest_source=resources.files("sandboxruntime.guest").joinpath("kernel.py").read_text(),
+            ),
+            images=Images(ImageStore(paths.images_dir)),
+            layers=layers,
+            ids=IdRanges(
+                paths.data_dir / "ids.json", base=self.id_range_base, count=self.id_range_count
+            ),
+            journal=journal,
+            events=events,
+        )
+        self._kernels = kernels
+        return kernels, Housekeeping(kernels, layers, launcher, paths), launcher
+
+    def _on_launcher_event(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "lost":
+            self.log.error("the launcher has ended: the daemon stops, too")
+            self._stop.set()
+        else:
+            self._kernels.on_launcher_event(event)
+
+    def _version(self, layout: Layout) -> Version:
+        return Version(
+            version=__version__,
+            api=API_VERSION,
+            min_api=API_VERSION,
+            embedded=self.embedded,
+            linux=os.uname().release,
+            cgroup_mode=layout.mode,
+        )
+
+    async def _until_stopped(self, kernels: Kernels) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        idle_since = time.monotonic()
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), IDLE_CHECK_S)
+            if any(True for _ in kernels.all()):
+                idle_since = time.monotonic()
+            if self.embedded and time.monotonic() - idle_since > self.idle_timeout_s:
+                self.log.info("idle for %g s: stopping", self.idle_timeout_s)
+                return
+
+    _kernels: Kernels
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._stop = asyncio.Event()
+
+
+def _release_cgroup(layout: Layout, path: str) -> None:
+    cgroup = Cgroup.attach(layout, path)
+    cgroup.kill()
+    cgroup.remove()
+
+
+def _require_root_owned(path: Path) -> None:
+    info = path.stat()
+    if info.st_uid != 0 or info.st_mode & 0o022:
+        raise SandboxError(
+            f"configuration file {path} is not root's alone to write",
+            hint=f"Run: chown root:root {path} && chmod 644 {path}",
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the daemon in the foreground."""
+    app = SandboxKernelDaemon()
+    try:
+        app.initialize(argv)
+        app.start()
+    except SandboxError as exc:
+        sys.stderr.write(f"sandboxkerneld: {exc}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""One more program inside a running sandbox: its output as it comes, then its exit code. asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import os
+import signal
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from sandboxkernel.daemon.handover import HandOver, Peer
+from sandboxkernel.daemon.plan import plan_environment
+from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.sandbox import Sandbox
+from sandboxkernel.daemon.service import Kernels
+from sandboxkernel.models import ExecExit, ExecOutput, ExecRequest
+from sandboxruntime.errors import ContainerError
+from sandboxruntime.handover import Payload
+from sandboxruntime.verify import verify
+
+__all__ = ["execute"]
+
+_CHUNK = 64 * 1024
+_QUEUE_MAX = 16  # chunks; a slow client slows the program
+
+
+async def execute(
+    kernels: Kernels, sandbox: Sandbox, request: ExecRequest
+) -> AsyncGenerator[ExecOutput | ExecExit, None]:
+    """Start the program and yield its output; the last item is its exit code.
+
+    Closing the generator early kills the program.
+    """
+    with contextlib.ExitStack() as stack:
+        out_read, out_write = _pipe(stack)
+        err_read, err_write = _pipe(stack)
+        exited = kernels.new_exec_future()
+        peer = await _start(kernels, sandbox, request, [out_write, err_write], exited)
+        stack.callback(_end, peer)
+        os.close(out_write)
+        os.close(err_write)
+        async with contextlib.aclosing(_outputs(out_read, err_read)) as outputs:
+            async for item in outputs:
+                yield item
+        yield ExecExit(exit_code=_exit_code(await exited))
+
+
+async def _start(
+    kernels: Kernels,
+    sandbox: Sandbox,
+    request: ExecRequest,
+    output_fds: list[int],
+    exited: asyncio.Future[int | None],
+) -> Peer:
+    spec = sandbox.spec()
+    payload = Payload(
+        argv=list(request.argv),
+        env=plan_environment(request.env, sandbox.ground),
+        cwd=request.cwd or sandbox.request.cwd or "/",
+        output_fds=True,
+    )
+    with contextlib.ExitStack() as stack:
+        # A memory file needs nobody to feed it, however slowly the program reads.
+        stdin_fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        stack.callback(os.close, stdin_fd)
+        os.write(stdin_fd, request.stdin.encode())
+        os.lseek(stdin_fd, 0, os.SEEK_SET)
+        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, null_fd)
+        handover = HandOver()
+        stack.callback(handover.close)
+        await kernels.start_exec(sandbox, [handover.theirs.fileno(), null_fd], exited)
+        handover.theirs.close()
+        try:
+            peer, _ = await handover.run(
+                lambda pid: verify(pid, spec, sandbox.cgroup(), kernels.host_namespaces),
+                payload,
+                [stdin_fd, *output_fds],
+            )
+        except ContainerError as exc:
+            raise convert(exc) from exc
+        return peer
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe; the read end passes to the reader, and both are closed if it never gets there."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    for fd in (read_fd, write_fd):
+        stack.callback(_close_if_open, fd, os.fstat(fd).st_ino)
+    return read_fd, write_fd
+
+
+def _close_if_open(fd: int, inode: int) -> None:
+    try:
+        if os.fstat(fd).st_ino == inode:
+            os.close(fd)
+    except OSError:
+        pass  # EBADF: its other owner has closed it
+
+
+def _end(peer: Peer) -> None:
+    try:
+        signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the usual case: it has ended
+    peer.close()
+
+
+async def _outputs(out_fd: int, err_fd: int) -> AsyncGenerator[ExecOutput, None]:
+    queue: asyncio.Queue[ExecOutput | None] = asyncio.Queue(_QUEUE_MAX)
+    tasks = [
+        asyncio.create_task(_pump(out_fd, "stdout", queue)),
+        asyncio.create_task(_pump(err_fd, "stderr", queue)),
+    ]
+    try:
+        for _ in tasks:
+            while (item := await queue.get()) is not None:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _pump(
+    fd: int, stream: Literal["stdout", "stderr"], queue: asyncio.Queue[ExecOutput | None]
+) -> None:
+    reader = asyncio.StreamReader(limit=_CHUNK)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
+    )
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    try:
+        ended = False
+        while not ended:
+            chunk = await reader.read(_CHUNK)
+            ended = not chunk
+            text = decoder.decode(chunk, final=ended)
+            if text:
+                await queue.put(ExecOutput(stream=stream, data=text))
+        await queue.put(None)
+    finally:
+        transport.close()
+
+
+def _exit_code(wait_status: int | None) -> int:
+    if wait_status is None:
+        return 128 + signal.SIGKILL
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,142 @@
+"""The daemon's end of the hand-over socket: hello, outside verification, payload. asyncio."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from sandboxkernel.errors import KernelStartFailed
+from sandboxruntime.handover import HELLO, Payload, encode_payload, read_result
+from sandboxruntime.verify import Facts
+
+__all__ = ["HandOver", "Peer"]
+
+SO_PASSPIDFD = 76  # asm-generic/socket.h
+SCM_PIDFD = 4
+TIMEOUT_S = 10.0
+
+
+class Peer:
+    """The process at the other end, as Linux attests it: never by its own word."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def close(self) -> None:
+        """Close the pidfd."""
+        os.close(self.pidfd)
+
+
+class HandOver:
+    """One start. `theirs` goes to the launcher and must be closed once it has been sent."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._ours.setblocking(False)
+        self._attest(True)
+
+    def _attest(self, wanted: bool) -> None:
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, wanted)
+        try:
+            self._ours.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, wanted)
+        except OSError as exc:
+            # Linux before 6.5: pidfd_open on the attested pid, which cannot be reused yet.
+            if exc.errno != errno.ENOPROTOOPT:
+                raise
+
+    def close(self) -> None:
+        """Close both ends; a process that still waits ends."""
+        self._ours.close()
+        self.theirs.close()
+
+    async def run(
+        self, verify: Callable[[int], Facts], payload: Payload, fds: list[int]
+    ) -> tuple[Peer, Facts]:
+        """Wait for the hello, verify, hand over, wait for the exec. Borrows `fds`.
+
+        Raises VerifyError, or KernelStartFailed when the program cannot be executed.
+        """
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                peer = await self._hello()
+                try:
+                    facts = verify(peer.pid)
+                    await self._send(encode_payload(payload), fds)
+                    await self._result(payload)
+                except BaseException:
+                    peer.close()
+                    raise
+                return peer, facts
+        except TimeoutError:
+            raise KernelStartFailed(
+                f"the process did not take over within {TIMEOUT_S:g} s", step="hand_over"
+            ) from None
+
+    async def _hello(self) -> Peer:
+        space = socket.CMSG_SPACE(struct.calcsize("3i")) + socket.CMSG_SPACE(4)
+        while True:
+            await self._readable()
+            try:
+                data, ancillary, _, _ = self._ours.recvmsg(
+                    len(HELLO), space, socket.MSG_CMSG_CLOEXEC
+                )
+                break
+            except BlockingIOError:
+                continue
+        # Only the hello needs attesting; later messages must not bring descriptors along.
+        self._attest(False)
+        pid, pidfd = -1, -1
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid = struct.unpack("3i", content)[0]
+            elif level == socket.SOL_SOCKET and kind == SCM_PIDFD:
+                pidfd = array.array("i", content)[0]
+        if data != HELLO or pid <= 0:
+            if pidfd >= 0:
+                os.close(pidfd)
+            raise KernelStartFailed("the process ended before the hand-over", step="hand_over")
+        return Peer(pid, pidfd if pidfd >= 0 else os.pidfd_open(pid))
+
+    async def _send(self, frame: bytes, fds: list[int]) -> None:
+        ancillary: list[tuple[int, int, Any]] = []
+        if fds:
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)))
+        self._ours.sendmsg([frame[:1]], ancillary)
+        await asyncio.get_running_loop().sock_sendall(self._ours, frame[1:])
+
+    async def _result(self, payload: Payload) -> None:
+        data = b""
+        while chunk := await self._recv():
+            data += chunk
+        failure = read_result(data)
+        if failure is not None:
+            code, message = failure
+            raise KernelStartFailed(
+                f"cannot execute {payload.argv[0]!r} inside: {message}",
+                step="hand_over",
+                errno=code,
+            )
+
+    async def _recv(self) -> bytes:
+        while True:
+            await self._readable()
+            try:
+                return self._ours.recv(65536)
+            except BlockingIOError:
+                continue
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.add_reader(self._ours.fileno(), lambda: future.done() or future.set_result(None))
+        try:
+            await future
+        finally:
+            loop.remove_reader(self._ours.fileno())

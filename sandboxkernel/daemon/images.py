@@ -1,0 +1,95 @@
+"""Images for the daemon: preparation off the event loop, once for all who wait. asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from sandboxkernel.images.hostimage import ensure_host_image
+from sandboxkernel.images.store import ImageStore, StoredImage
+from sandboxkernel.models import Image, Progress
+
+__all__ = ["HOST_REF", "Images"]
+
+log = logging.getLogger(__name__)
+
+HOST_REF = "host"
+# How long a current host image is taken for current without looking at the host's packages.
+HOST_FRESH_S = 30.0
+
+
+class Images:
+    """One preparation of an image at a time; later callers see the progress of the first."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self._host: StoredImage | None = None
+        self._host_checked = 0.0
+        self._task: asyncio.Task[StoredImage] | None = None
+        self._listeners: set[Callable[[Progress], None]] = set()
+
+    async def ensure(
+        self,
+        ref: str,
+        *,
+        refresh: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> StoredImage:
+        """The image, built or refreshed first if it is the host image and not current.
+
+        Raises ImageNotFound or ImageError.
+        """
+        if ref != HOST_REF:
+            return await asyncio.to_thread(self.store.resolve, ref)
+        fresh = time.monotonic() - self._host_checked < HOST_FRESH_S
+        if self._host is not None and fresh and not refresh:
+            return self._host
+        if progress is not None:
+            self._listeners.add(progress)
+        try:
+            if self._task is None:
+                self._task = asyncio.create_task(self._prepare_host(refresh))
+            # Somebody else may wait for the same build: a caller that gives up does not end it.
+            return await asyncio.shield(self._task)
+        finally:
+            if progress is not None:
+                self._listeners.discard(progress)
+
+    async def _prepare_host(self, refresh: bool) -> StoredImage:
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+
+        def report(step: Progress) -> None:
+            loop.call_soon_threadsafe(self._tell, step)
+
+        try:
+            image = await asyncio.to_thread(
+                ensure_host_image, self.store, progress=report, refresh=refresh
+            )
+            self._host, self._host_checked = image, time.monotonic()
+            log.debug("host image ready", extra={"duration_s": time.monotonic() - started})
+            return image
+        finally:
+            self._task = None
+
+    def _tell(self, step: Progress) -> None:
+        for listener in list(self._listeners):
+            listener(step)
+
+    def model(self, image: StoredImage, in_use: int) -> Image:
+        """What the API says of an image."""
+        return Image(
+            ref=image.ref,
+            digest=str(image.digest),
+            size_bytes=image.size_bytes,
+            layers=[str(layer) for layer in image.layers],
+            created_at=image.created_at,
+            labels=dict(image.labels),
+            in_use=in_use,
+        )
+
+    def forget_host(self) -> None:
+        """Look again at the next use: the image may have been removed."""
+        self._host = None

@@ -1,0 +1,136 @@
+"""The daemon's end of the launcher's socket. Effectful, asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sandboxruntime
+from sandboxkernel.daemon.problems import error_from_launcher
+from sandboxkernel.errors import SandboxError
+from sandboxruntime.channel import close_fds, recv_message, send_message
+
+__all__ = ["LauncherClient"]
+
+READY_TIMEOUT_S = 10.0
+# -I -S: no environment, no site, no user directory; only the standard library and this package.
+_BOOTSTRAP = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from sandboxruntime.launcher import main; main()"
+)
+
+
+class LauncherClient:
+    """Starts the launcher and matches replies to requests by serial number."""
+
+    def __init__(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._on_event = on_event
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._serial = 0
+        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._ready: asyncio.Future[int] | None = None
+        self.pid: int | None = None
+
+    async def start(self, staging: Path) -> None:
+        """Spawn the launcher and wait until it serves."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        package_root = os.path.dirname(os.path.dirname(os.path.abspath(sandboxruntime.__file__)))
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, package_root, str(theirs.fileno()), str(staging)],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={"PATH": os.defpath} | _test_fault(),
+            cwd="/",
+        )
+        theirs.close()
+        self._sock = ours
+        self._ready = loop.create_future()
+        loop.add_reader(ours.fileno(), self._read)
+        try:
+            self.pid = await asyncio.wait_for(self._ready, READY_TIMEOUT_S)
+        except TimeoutError:
+            raise SandboxError(f"the launcher did not start within {READY_TIMEOUT_S:g} s") from None
+
+    async def request(
+        self, op: str, fds: list[int] | None = None, **members: Any
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Send one request; returns the reply and its descriptors, which the caller owns.
+
+        Borrows `fds`. Raises the SandboxError that the launcher's error converts to.
+        """
+        if self._sock is None:
+            raise SandboxError("the launcher is not running")
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._waiting[serial] = future
+        try:
+            send_message(self._sock, {"op": op, "serial": serial, **members}, fds)
+            reply, reply_fds = await asyncio.shield(future)
+        finally:
+            self._waiting.pop(serial, None)
+        if "error" in reply:
+            close_fds(reply_fds)
+            raise error_from_launcher(reply["error"])
+        return reply, reply_fds
+
+    async def stop(self) -> None:
+        """Close the socket, upon which the launcher deletes its containers and ends."""
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+            self._process = None
+
+    def _read(self) -> None:
+        assert self._sock is not None
+        try:
+            message, fds = recv_message(self._sock)
+        except BlockingIOError:
+            return
+        if message is None:
+            self._lost()
+            return
+        serial = message.get("serial")
+        if serial is not None:
+            future = self._waiting.get(serial)
+            if future is not None and not future.done():
+                future.set_result((message, fds))
+            else:
+                close_fds(fds)
+        elif message.get("event") == "ready" and self._ready is not None:
+            with contextlib.suppress(asyncio.InvalidStateError):
+                self._ready.set_result(message["pid"])
+        else:
+            self._on_event(message)
+
+    def _lost(self) -> None:
+        assert self._sock is not None
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._sock.close()
+        self._sock = None
+        error = SandboxError("the launcher has ended", hint="Restart the daemon.")
+        futures = [*self._waiting.values(), *([self._ready] if self._ready else [])]
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+        self._on_event({"event": "lost"})
+
+
+def _test_fault() -> dict[str, str]:
+    name = "SANDBOXRUNTIME_FAIL_AT"
+    return {name: os.environ[name]} if name in os.environ else {}

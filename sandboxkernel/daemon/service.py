@@ -1,0 +1,393 @@
+"""What callers may do with sandboxes: authorisation, allocation, lookup. asyncio.
+
+Every method takes the caller first. To a caller, what belongs to another uid does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from sandboxkernel.daemon.events import EventLog
+from sandboxkernel.daemon.ids import IdRanges
+from sandboxkernel.daemon.images import Images
+from sandboxkernel.daemon.lease import Lease, LeaseJournal
+from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
+from sandboxkernel.daemon.sandbox import Runtime, Sandbox
+from sandboxkernel.errors import (
+    Conflict,
+    KernelNotFound,
+    NotPermitted,
+    ProfileNotFound,
+    ResourcesExhausted,
+    WorkFolderError,
+)
+from sandboxkernel.images.store import StoredImage
+from sandboxkernel.images.userlayers import UserLayers
+from sandboxkernel.limits import (
+    Grant,
+    Profile,
+    Subject,
+    check_wish,
+    clamp,
+    granted,
+    most,
+)
+from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits
+from sandboxkernel.paths import Paths
+from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.cgroup import block_device_of
+
+__all__ = ["Kernels", "Policy"]
+
+log = logging.getLogger(__name__)
+
+EXITED_MAX = 50  # ended sandboxes kept per user until somebody removes them
+PREFIX_MIN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The administrator's configuration, parsed. `admins` are group names beside root."""
+
+    profiles: dict[str, Profile]
+    grants: tuple[Grant, ...]
+    default_profile: str = "default"
+    admins: frozenset[str] = frozenset()
+    max_kernels: int = 1000
+    cgroup_parent: str = "sandboxkernel"
+
+    def is_admin(self, subject: Subject) -> bool:
+        """Whether the caller sees and may end everybody's sandboxes."""
+        return subject.uid == 0 or bool(subject.group_names & self.admins)
+
+    def profile_for(self, subject: Subject, name: str | None) -> tuple[Profile, Grant]:
+        """The profile asked for, if granted. To others it does not exist."""
+        grant = granted(self.grants, subject)
+        if grant is None:
+            raise NotPermitted(
+                f"user {subject.name} may not start sandboxes",
+                hint="Ask the administrator for a grant.",
+            )
+        wanted = name or self.default_profile
+        offered = sorted(p for p in self.profiles if grant.allows(p))
+        if name is None and wanted not in offered and len(offered) == 1:
+            wanted = offered[0]
+        if wanted not in offered:
+            raise ProfileNotFound(
+                f"no profile {wanted!r}", hint=f"Offered to you: {', '.join(offered) or 'none'}.",
+                field="profile",
+            )  # fmt: skip
+        return self.profiles[wanted], grant
+
+
+class Kernels:
+    """All sandboxes of this daemon."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        paths: Paths,
+        runtime: Runtime,
+        images: Images,
+        layers: UserLayers,
+        ids: IdRanges,
+        journal: LeaseJournal,
+        events: EventLog,
+    ) -> None:
+        self.policy = policy
+        self.images = images
+        self.layers = layers
+        self.events = events
+        self._paths = paths
+        self._runtime = runtime
+        self._ids = ids
+        self._journal = journal
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._reserved: dict[int, int] = {}
+        self._execs: dict[int, asyncio.Future[int | None]] = {}
+        self._ceilings: dict[int, Limits] = {}
+        self._disk = block_device_of(str(paths.data_dir))
+
+    def all(self) -> Iterable[Sandbox]:
+        """Every sandbox, for the daemon itself."""
+        return self._sandboxes.values()
+
+    def visible(self, caller: Subject) -> list[Sandbox]:
+        """The caller's sandboxes, oldest first; all of them for an administrator."""
+        admin = self.policy.is_admin(caller)
+        return [s for s in self._sandboxes.values() if admin or s.ground.subject.uid == caller.uid]
+
+    def may_see(self, caller: Subject, event: Event) -> bool:
+        """Whether an event is the caller's to know."""
+        return self.policy.is_admin(caller) or event.owner_uid == caller.uid
+
+    def find(self, caller: Subject, name: str) -> Sandbox:
+        """By Jupyter's kernel id, the sandbox's id, or an unambiguous prefix of either."""
+        mine = self.visible(caller)
+        exact = [s for s in mine if name in (s.request.kernel_id, s.id)]
+        own = [s for s in exact if s.ground.subject.uid == caller.uid]
+        found = own or exact
+        if not found and len(name) >= PREFIX_MIN:
+            found = [s for s in mine if s.id.startswith(name) or s.request.kernel_id.startswith(name)]
+        if len(found) > 1:
+            raise Conflict(f"{name!r} names {len(found)} kernels", hint="Use more of the id.")
+        if not found:
+            raise KernelNotFound(f"no kernel {name!r}")
+        return found[0]
+
+    async def create(self, caller: Subject, request: KernelCreate) -> Sandbox:
+        """Start a sandbox for the caller. On failure nothing of it is left."""
+        profile, grant = self.policy.profile_for(caller, request.profile)
+        check_wish(request.limits)
+        work_folder_of(request)
+        limits = clamp(request.limits, profile.limits, most(profile.maximum, grant.ceiling))
+        self._reserve(caller, grant, request.kernel_id)
+        sandbox: Sandbox | None = None
+        try:
+            image = await self.images.ensure(profile.image)
+            sandbox = await self._allocate(caller, request, profile, grant, limits, image)
+            async with sandbox.lock:
+                await sandbox.start()
+            return sandbox
+        except BaseException:
+            if sandbox is not None:
+                await asyncio.shield(self._release(sandbox))
+            raise
+        finally:
+            self._unreserve(caller)
+
+    def _reserve(self, caller: Subject, grant: Grant, kernel_id: str) -> None:
+        mine = [s for s in self._sandboxes.values() if s.ground.subject.uid == caller.uid]
+        if any(s.request.kernel_id == kernel_id for s in mine):
+            raise Conflict(f"kernel {kernel_id} exists", hint="Restart or remove it.")
+        running = sum(s.state != "exited" for s in mine) + self._reserved.get(caller.uid, 0)
+        if running >= grant.max_kernels:
+            raise ResourcesExhausted(
+                f"quota: {running} of {grant.max_kernels} kernels of {caller.name} are running",
+                hint="Shut one down first.",
+                retry_after_s=5,
+            )
+        if len(self._sandboxes) + sum(self._reserved.values()) >= self.policy.max_kernels:
+            raise ResourcesExhausted(
+                f"this host runs {self.policy.max_kernels} kernels, its maximum", retry_after_s=30
+            )
+        self._reserved[caller.uid] = self._reserved.get(caller.uid, 0) + 1
+
+    def _unreserve(self, caller: Subject) -> None:
+        self._reserved[caller.uid] -= 1
+
+    async def _allocate(
+        self,
+        caller: Subject,
+        request: KernelCreate,
+        profile: Profile,
+        grant: Grant,
+        limits: Limits,
+        image: StoredImage,
+    ) -> Sandbox:
+        sandbox_id = secrets.token_hex(6)
+        base = self._ids.base_of(caller.uid)
+        ephemeral = request.ephemeral or profile.ephemeral
+        scratch = self._paths.scratch_dir / sandbox_id if ephemeral else None
+        lease = Lease(
+            id=sandbox_id,
+            kernel_id=request.kernel_id,
+            owner_uid=caller.uid,
+            cgroup=f"{self.policy.cgroup_parent}/{caller.uid}/{sandbox_id}",
+            sockets=str(self._paths.kernels_dir / sandbox_id),
+            scratch=str(scratch) if scratch else None,
+        )
+        self._journal.write(lease)
+        try:
+            if scratch is not None:
+                dirs = await asyncio.to_thread(self.layers.scratch, scratch, base)
+            else:
+                dirs = await asyncio.to_thread(
+                    self.layers.ensure, caller.uid, lineage_of(image), base
+                )
+            self._apply_ceiling(caller, grant)
+            ground = Ground(
+                container_id=sandbox_id,
+                subject=caller,
+                profile=profile,
+                limits=limits,
+                layers=tuple(str(path) for path in image.layer_dirs),
+                upper=str(dirs.upper),
+                work=str(dirs.work),
+                volatile=ephemeral,
+                id_base=base,
+                cgroup=lease.cgroup,
+                image_env=image_env(image),
+                image_labels=image.labels,
+                hidden=hidden_entries(caller, profile, work_folder_of(request)),
+                disk=self._disk,
+                cores=os.cpu_count() or 1,
+            )
+        except BaseException:
+            self._journal.forget(sandbox_id)
+            raise
+        sandbox = Sandbox(
+            request=request,
+            ground=ground,
+            lease=lease,
+            runtime=self._runtime,
+            image=image.ref,
+            image_digest=str(image.digest),
+            on_state=self._on_state,
+        )
+        self._sandboxes[sandbox_id] = sandbox
+        return sandbox
+
+    def _apply_ceiling(self, caller: Subject, grant: Grant) -> None:
+        if grant.ceiling == Limits() or self._ceilings.get(caller.uid) == grant.ceiling:
+            return
+        Cgroup.create_parent(
+            self._runtime.layout,
+            f"{self.policy.cgroup_parent}/{caller.uid}",
+            plan_cgroup_limits(grant.ceiling, self._disk),
+        )
+        self._ceilings[caller.uid] = grant.ceiling
+
+    def _on_state(self, sandbox: Sandbox) -> None:
+        detail = {"state": sandbox.state, "generation": sandbox.generation}
+        if sandbox.exit is not None:
+            detail |= {"reason": sandbox.exit.reason, "message": sandbox.exit.message}
+        self.events.publish(
+            f"kernel_{sandbox.state}",
+            kernel_id=sandbox.request.kernel_id,
+            owner_uid=sandbox.ground.subject.uid,
+            **detail,
+        )
+        if sandbox.state == "exited":
+            self._drop_oldest_exited(sandbox.ground.subject.uid)
+
+    def _drop_oldest_exited(self, uid: int) -> None:
+        ended = [s for s in self._sandboxes.values() if s.state == "exited" and s.ground.subject.uid == uid]
+        for sandbox in ended[: max(0, len(ended) - EXITED_MAX)]:
+            task = asyncio.create_task(self._release(sandbox))
+            task.add_done_callback(_log_failure)
+
+    async def restart(self, caller: Subject, name: str, request: KernelRestart) -> Sandbox:
+        """End what runs and start again on the same sockets and layer."""
+        sandbox = self.find(caller, name)
+        async with sandbox.lock:
+            changed = msgspec.structs.replace(
+                sandbox.request,
+                cwd=request.cwd or sandbox.request.cwd,
+                env=request.env or sandbox.request.env,
+                extra_arguments=request.extra_arguments or sandbox.request.extra_arguments,
+            )
+            work_folder_of(changed)
+            await sandbox.kill()
+            sandbox.request = changed
+            await sandbox.start()
+        return sandbox
+
+    async def remove(self, caller: Subject, name: str) -> None:
+        """Kill and give everything back."""
+        sandbox = self.find(caller, name)
+        await asyncio.shield(self._release(sandbox))
+
+    async def _release(self, sandbox: Sandbox) -> None:
+        async with sandbox.lock:
+            if self._sandboxes.get(sandbox.id) is not sandbox:
+                return
+            await sandbox.release()
+            del self._sandboxes[sandbox.id]
+            self._journal.forget(sandbox.id)
+        self.events.publish(
+            "kernel_removed",
+            kernel_id=sandbox.request.kernel_id,
+            owner_uid=sandbox.ground.subject.uid,
+        )
+
+    async def release_all(self) -> None:
+        """End every sandbox: the daemon stops."""
+        await asyncio.gather(*(self._release(s) for s in list(self._sandboxes.values())))
+
+    def on_launcher_event(self, event: dict[str, object]) -> None:
+        """Exits, as the launcher reports them."""
+        if event.get("event") == "exec_exit":
+            exited = self._execs.pop(cast(int, event["exec_id"]), None)
+            if exited is not None and not exited.done():
+                exited.set_result(cast("int | None", event["wait_status"]))
+            return
+        sandbox = self._sandboxes.get(str(event.get("container_id")))
+        if event.get("event") == "exit" and sandbox is not None:
+            task = asyncio.create_task(sandbox.on_exit_event(event))
+            task.add_done_callback(_log_failure)
+
+    @property
+    def host_namespaces(self) -> dict[str, int]:
+        """Inodes of the host's namespaces, which no sandbox may share."""
+        return self._runtime.host_namespaces
+
+    def new_exec_future(self) -> asyncio.Future[int | None]:
+        """A future for the wait status of an exec."""
+        return asyncio.get_running_loop().create_future()
+
+    async def start_exec(
+        self, sandbox: Sandbox, fds: list[int], exited: asyncio.Future[int | None]
+    ) -> None:
+        """Ask the launcher for one more process in a sandbox; `exited` will get its status."""
+        reply, _ = await self._runtime.launcher.request("exec", fds, container_id=sandbox.id)
+        self._execs[int(reply["exec_id"])] = exited
+
+    def layer_in_use(self, upper: Path) -> int:
+        """How many running sandboxes use a user layer."""
+        return sum(s.ground.upper == str(upper) and s.state != "exited" for s in self.all())
+
+    def image_in_use(self, digest: str) -> int:
+        """How many sandboxes, ended ones too, were made from an image."""
+        return sum(s.image_digest == digest for s in self.all())
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background work failed", exc_info=task.exception())
+
+
+def lineage_of(image: StoredImage) -> str:
+    """The name of the user layers that fit an image: its label, else its ref."""
+    return str(image.labels.get("org.sandboxkernel.lineage") or image.ref.replace("/", "_"))
+
+
+def image_env(image: StoredImage) -> dict[str, str]:
+    """The Env of the image's configuration as a mapping."""
+    pairs = (item.partition("=") for item in image.config.config.Env or [])
+    return {name: value for name, _, value in pairs}
+
+
+def hidden_entries(caller: Subject, profile: Profile, folder: str | None) -> tuple[str, ...]:
+    """Hidden entries of the caller's home to cover, relative to the work folder.
+
+    Whoever can write ~/.bashrc or ~/.jupyter runs code outside the sandbox, and ~/.ssh and
+    ~/.aws hold keys. Symbolic links cannot be covered; where they lead is not mounted.
+    """
+    home = os.path.normpath(caller.home or "/nonexistent")
+    if folder is None or not (home == folder or home.startswith(folder.rstrip("/") + "/")):
+        return ()
+    if profile.home == "refuse":
+        raise WorkFolderError(
+            f"the work folder {folder} is or contains your home directory",
+            hint="Open the notebook from a folder below your home.",
+            field="work_folder",
+        )
+    if profile.home == "allow" or not os.path.isdir(home):
+        return ()
+    relative = os.path.relpath(home, folder)
+    prefix = "" if relative == "." else f"{relative}/"
+    with os.scandir(home) as entries:
+        names = [e.name for e in entries if e.name.startswith(".") and not e.is_symlink()]
+    return tuple(sorted(prefix + name for name in names))
