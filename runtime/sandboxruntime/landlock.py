@@ -121,7 +121,8 @@ def plan_ruleset(abi: int, writable: Sequence[str], *, devices: str = "/dev") ->
     rules = [
         PathRule("/", _READ & handled),
         PathRule(devices, use_device & handled),
-        PathRule("/proc", Access.WRITE_FILE & handled, optional=True),
+        # TRUNCATE, because a shell's > and Python's "w" open with O_TRUNC.
+        PathRule("/proc", (Access.WRITE_FILE | Access.TRUNCATE) & handled, optional=True),
     ]
     rules += [PathRule(path, handled & ~_DEVICE_NODES) for path in writable]
     scoped = Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if abi >= 6 else Scope(0)

@@ -37,7 +37,7 @@ def test_the_rules() -> None:
     assert allowed["/d"] & Access.IOCTL_DEV
     assert not allowed["/d"] & (Access.MAKE_REG | Access.REMOVE_FILE | Access.EXECUTE)
     assert allowed["/tmp"] & Access.REFER
-    assert allowed["/proc"] == Access.WRITE_FILE
+    assert allowed["/proc"] == Access.WRITE_FILE | Access.TRUNCATE
 
 
 def test_scopes_from_abi_6() -> None:
