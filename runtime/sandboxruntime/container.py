@@ -77,6 +77,7 @@ class Container:
     cgroup: Cgroup
     timings: dict[str, float]
     exited: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(slots=True)
@@ -137,8 +138,7 @@ def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Containe
                     bind_fds.append(host.mounts.open_bind(bind, spec))
                     temporary.callback(os.close, bind_fds[-1])
             cgroup_fds = cgroup.entry_fds()
-            for fd in cgroup_fds:
-                temporary.callback(os.close, fd)
+            cgroup_fd = _open_cgroup(cgroup, cgroup_fds, temporary)
             status_read, status_write = os.pipe()
             temporary.callback(os.close, status_read)
             exit_read, exit_write = os.pipe()
@@ -158,7 +158,7 @@ def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Containe
                     fail_at=host.fail_at,
                 )
                 try:
-                    pid, pidfd = syscalls.clone3(_NAMESPACES)
+                    pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup_fd=cgroup_fd)
                     if pid == 0:
                         _child(context, go_read, host.mounts.attach_point)
                 finally:
@@ -183,6 +183,16 @@ def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Containe
         cgroup=cgroup,
         timings={**timer.timings, **timings},
     )
+
+
+def _open_cgroup(cgroup: Cgroup, entry_fds: list[int], stack: contextlib.ExitStack) -> int:
+    """The v2 directory for clone3; it and `entry_fds` are closed with the stack."""
+    for fd in entry_fds:
+        stack.callback(os.close, fd)
+    directory_fd = cgroup.directory_fd()
+    if directory_fd >= 0:
+        stack.callback(os.close, directory_fd)
+    return directory_fd
 
 
 def _child(context: Context, go_fd: int, attach_point: str) -> NoReturn:
@@ -211,8 +221,7 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
     """
     with contextlib.ExitStack() as temporary:
         cgroup_fds = container.cgroup.entry_fds()
-        for fd in cgroup_fds:
-            temporary.callback(os.close, fd)
+        cgroup_fd = _open_cgroup(container.cgroup, cgroup_fds, temporary)
         status_read, status_write = os.pipe()
         temporary.callback(os.close, status_read)
         exit_read, exit_write = os.pipe()
@@ -226,7 +235,7 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
             seccomp_program=host.seccomp_program(container.spec.seccomp_profile),
         )
         try:
-            pid, pidfd = syscalls.clone3(CloneFlag(0))
+            pid, pidfd = syscalls.clone3(CloneFlag(0), cgroup_fd=cgroup_fd)
             if pid == 0:
                 _joining_child(context, container.pidfd)
         finally:
@@ -301,7 +310,6 @@ def delete(host: Host, container: Container) -> None:
     else:
         os.close(container.pidfd)
     os.close(container.exit_fd)
-    os.close(container.oom_fd)
     container.cgroup.remove()
     host.mounts.release_rootfs(container.spec)
 

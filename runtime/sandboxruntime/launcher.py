@@ -132,15 +132,17 @@ class Launcher:
                 "event": "exit",
                 "container_id": container.spec.container_id,
                 "wait_status": containers.read_exit(container.exit_fd),
-                "oom_kills": usage.oom_kills,
+                "oom_kills": max(usage.oom_kills, int(container.out_of_memory)),
                 "memory_peak_bytes": usage.memory_peak_bytes,
             }
         )
 
     def _on_oom(self, container: Container) -> None:
         """One process over the limit ends the whole sandbox: a half-dead kernel helps nobody."""
-        os.read(container.oom_fd, 4096)
-        if container.cgroup.usage().oom_kills:
+        container.cgroup.acknowledge_oom(container.oom_fd)
+        # v1 tells before the victim is dead, and of nothing else; v2 counts other events too.
+        if "memory" in self._host.layout.v1 or container.cgroup.usage().oom_kills:
+            container.out_of_memory = True
             container.cgroup.kill()
 
     def _watch_joined(self, joined: Joined) -> int:
