@@ -1,0 +1,72 @@
+# sandboxkernel: two commands on a fresh Debian or Ubuntu machine, as root:
+#   make demo   sets everything up and runs the notebooks in sandboxes
+#   make test   runs every test that this machine can run
+
+VENV      ?= .venv
+PYTHON    ?= python3
+BIN       := $(VENV)/bin
+STAMP     := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+BROWSER_STAMP := $(VENV)/.installed-browser
+
+.PHONY: help demo lab test check lint types unit integration escape conformance browser bench docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh tools/apt-install.sh python3-venv
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime kernelspecs -type f -not -name '*.pyc')
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[lab]' nbclient nbconvert numpy
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]'
+	@touch $@
+
+$(BROWSER_STAMP): $(TEST_STAMP)
+	sh tools/apt-install.sh chromium
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[browser]'
+	@touch $@
+
+demo: $(STAMP) ## Run the notebooks in sandboxes and say what was isolated and capped
+	$(BIN)/python tools/demo.py
+
+lab: $(STAMP) ## Open JupyterLab with the kernel "Sandboxed Python"
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+check: $(TEST_STAMP) ## Format, lint, types and unit tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit -q
+
+lint types unit: check
+
+integration: $(TEST_STAMP) ## Real cgroups, mounts, daemon
+	$(BIN)/python -m pytest tests/integration -q
+
+escape: $(TEST_STAMP) ## Attacks on real sandboxes, each with its control
+	$(BIN)/python -m pytest tests/escape -q
+
+conformance: $(TEST_STAMP) ## The provisioner contract and real Jupyter clients
+	$(BIN)/python -m pytest tests/conformance -q
+
+browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
+	$(BIN)/python -m pytest tests/browser -q
+
+test: check $(BROWSER_STAMP) ## Everything
+	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/browser -q
+
+bench: $(TEST_STAMP) ## Cold start and round trip against a plain kernel, docker and runc
+	sh tools/apt-install.sh runc docker.io
+	$(BIN)/python tests/benchmarks/cold_start.py
+
+docs: $(STAMP) ## Generate docs/openapi.json
+	$(BIN)/python -c 'import json; from sandboxkernel.daemon.openapi import document; print(json.dumps(document(), indent=1))' > docs/openapi.json
+
+clean: ## Remove what make made
+	rm -rf $(VENV) build dist *.egg-info
