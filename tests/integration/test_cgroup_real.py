@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sandboxruntime import syscalls
 from sandboxruntime.cgroup import (
     Cgroup,
     IoLimit,
@@ -60,6 +61,8 @@ def make(parent: str) -> Iterator[Callable[[Limits], Cgroup]]:
 def run_inside(group: Cgroup, code: str) -> subprocess.Popen[bytes]:
     """Start Python that enters the cgroup through the passed descriptors, before its first line."""
     fds = group.entry_fds()
+    if "" in group.directories:  # the launcher clones into v2; subprocess cannot
+        fds.append(os.open(f"{group.directories['']}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
     enter = f"import os\nfor fd in {fds}: os.write(fd, b'0'); os.close(fd)\n"
     try:
         return subprocess.Popen(
@@ -159,6 +162,22 @@ def test_every_hierarchy_holds_the_process(make: Callable[[Limits], Cgroup]) -> 
         assert len(group.check_membership(file.read())) == len(group.membership())
     assert group.pids() == [process.pid]
     assert end(process) == 0
+
+
+def test_a_process_can_be_cloned_into_the_v2_directory(make: Callable[[Limits], Cgroup]) -> None:
+    group = make(Limits(pids=8))
+    directory_fd = group.directory_fd()
+    if directory_fd < 0:
+        pytest.skip("no v2")
+    pid, pidfd = syscalls.clone3(syscalls.CloneFlag(0), cgroup_fd=directory_fd)
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    os.close(directory_fd)
+    assert group.pids() == [pid]
+    group.kill()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    os.close(pidfd)
 
 
 def test_enter_moves_a_running_process(make: Callable[[Limits], Cgroup]) -> None:
