@@ -64,7 +64,7 @@ class _Response(Struct, frozen=True):
     """Base of what the daemon sends; clients ignore members that they do not know."""
 
 
-class IoLimit(_Request, kw_only=True):
+class IoLimit(_Request, kw_only=True, frozen=True):
     """Block I/O caps of every disk the sandbox writes to. None: not capped."""
 
     read_bytes_per_s: int | None = None
@@ -73,7 +73,7 @@ class IoLimit(_Request, kw_only=True):
     write_ops_per_s: int | None = None
 
 
-class Limits(_Request, kw_only=True):
+class Limits(_Request, kw_only=True, frozen=True):
     """Caps of one sandbox: a wish in a request, what is in force in a response.
 
     Values are checked by the daemon (limits/), not here, so that its error can name the bounds.
@@ -89,7 +89,7 @@ class Limits(_Request, kw_only=True):
     io: IoLimit | None = None
 
 
-class KernelRestart(_Request, kw_only=True):
+class KernelRestart(_Request, kw_only=True, frozen=True):
     """What a restart may change; everything else is kept from the first start."""
 
     cwd: AbsolutePath | None = None
@@ -97,7 +97,7 @@ class KernelRestart(_Request, kw_only=True):
     extra_arguments: list[Argument] = []
 
 
-class KernelCreate(_Request, kw_only=True):
+class KernelCreate(_Request, kw_only=True, frozen=True):
     """Start one kernel in a sandbox of its own.
 
     `env` is what the user or the kernelspec chose: the client has already dropped everything
@@ -122,7 +122,7 @@ class KernelCreate(_Request, kw_only=True):
     curve_secretkey: Annotated[str, Meta(max_length=40)] | None = None
 
 
-class ConnectionInfo(_Response, kw_only=True):
+class ConnectionInfo(_Response, kw_only=True, frozen=True):
     """Where the five sockets are. Stays the same across restarts. Carries no key."""
 
     transport: Literal["ipc"] = "ipc"
@@ -134,7 +134,7 @@ class ConnectionInfo(_Response, kw_only=True):
     hb_port: int = 5
 
 
-class ExitInfo(_Response, kw_only=True):
+class ExitInfo(_Response, kw_only=True, frozen=True):
     """How a kernel's process ended. `message` is one sentence for the person whose kernel it was.
 
     `generation` counts the starts of this kernel from 1. `asked` is true when the end was asked
@@ -154,7 +154,7 @@ class ExitInfo(_Response, kw_only=True):
         return self.code if self.code is not None else -(self.signal or 9)
 
 
-class Confinement(_Response, kw_only=True):
+class Confinement(_Response, kw_only=True, frozen=True):
     """What outside verification read back from Linux, not what was asked for."""
 
     namespaces: dict[str, int]
@@ -168,7 +168,7 @@ class Confinement(_Response, kw_only=True):
     mounts: list[str]
 
 
-class Kernel(_Response, kw_only=True):
+class Kernel(_Response, kw_only=True, frozen=True):
     """One kernel and its sandbox. `id` is the sandbox's own 12 hex digits."""
 
     kernel_id: str
@@ -196,20 +196,20 @@ class Kernel(_Response, kw_only=True):
     timings_ms: dict[str, float] = {}
 
 
-class KernelList(_Response, kw_only=True):
+class KernelList(_Response, kw_only=True, frozen=True):
     """One page of kernels; `next` is the `after` of the following page."""
 
     kernels: list[Kernel]
     next: str | None = None
 
 
-class SignalRequest(_Request, kw_only=True):
+class SignalRequest(_Request, kw_only=True, frozen=True):
     """A signal for the kernel's process group."""
 
     signal: Annotated[int, Meta(ge=1, le=64)]
 
 
-class ExecRequest(_Request, kw_only=True):
+class ExecRequest(_Request, kw_only=True, frozen=True):
     """Run one more program inside a running sandbox, as confined as its kernel."""
 
     argv: Annotated[list[Argument], Meta(min_length=1, max_length=1024)]
@@ -218,20 +218,20 @@ class ExecRequest(_Request, kw_only=True):
     stdin: Annotated[str, Meta(max_length=1024 * 1024)] = ""
 
 
-class ExecOutput(_Response, kw_only=True):
+class ExecOutput(_Response, kw_only=True, frozen=True):
     """A piece of output of an exec, one NDJSON line."""
 
     stream: Literal["stdout", "stderr"]
     data: str
 
 
-class ExecExit(_Response, kw_only=True):
+class ExecExit(_Response, kw_only=True, frozen=True):
     """The last NDJSON line of an exec: its exit code, 128 + n for signal n."""
 
     exit_code: int
 
 
-class Stats(_Response, kw_only=True):
+class Stats(_Response, kw_only=True, frozen=True):
     """What the sandbox uses now, read from its cgroup."""
 
     kernel_id: str
@@ -249,7 +249,7 @@ class Stats(_Response, kw_only=True):
     oom_kills: int
 
 
-class Event(_Response, kw_only=True):
+class Event(_Response, kw_only=True, frozen=True):
     """Something that happened; one NDJSON line of /v1/events."""
 
     time: datetime
@@ -259,7 +259,7 @@ class Event(_Response, kw_only=True):
     detail: dict[str, Any] = {}
 
 
-class Progress(_Response, kw_only=True):
+class Progress(_Response, kw_only=True, frozen=True):
     """One NDJSON line of long work. `done` and `total` are counts of `unit` ("files", "bytes")."""
 
     phase: str
@@ -268,14 +268,14 @@ class Progress(_Response, kw_only=True):
     unit: str = ""
 
 
-class ImagePrepare(_Request, kw_only=True):
+class ImagePrepare(_Request, kw_only=True, frozen=True):
     """Make an image ready to start kernels from; `host` is the zero-download default."""
 
     ref: Annotated[str, Meta(max_length=512)] = "host"
     refresh: bool = False
 
 
-class Image(_Response, kw_only=True):
+class Image(_Response, kw_only=True, frozen=True):
     """An image of the store."""
 
     ref: str
@@ -287,13 +287,13 @@ class Image(_Response, kw_only=True):
     in_use: int = 0
 
 
-class ImageList(_Response, kw_only=True):
+class ImageList(_Response, kw_only=True, frozen=True):
     """The images of the store."""
 
     images: list[Image]
 
 
-class UserLayer(_Response, kw_only=True):
+class UserLayer(_Response, kw_only=True, frozen=True):
     """The writable layer of one user on one image lineage."""
 
     owner_uid: int
@@ -304,13 +304,13 @@ class UserLayer(_Response, kw_only=True):
     modified_at: datetime
 
 
-class UserLayerList(_Response, kw_only=True):
+class UserLayerList(_Response, kw_only=True, frozen=True):
     """User layers that the caller may see."""
 
     layers: list[UserLayer]
 
 
-class UserLayerChange(_Response, kw_only=True):
+class UserLayerChange(_Response, kw_only=True, frozen=True):
     """One path that differs from the image: A added, C changed, D deleted."""
 
     path: str
@@ -318,7 +318,7 @@ class UserLayerChange(_Response, kw_only=True):
     size_bytes: int = 0
 
 
-class UserLayerDiff(_Response, kw_only=True):
+class UserLayerDiff(_Response, kw_only=True, frozen=True):
     """Differences of a user layer from its image; `truncated` when there were more."""
 
     lineage: str
@@ -326,7 +326,7 @@ class UserLayerDiff(_Response, kw_only=True):
     truncated: bool = False
 
 
-class DiskUsageEntry(_Response, kw_only=True):
+class DiskUsageEntry(_Response, kw_only=True, frozen=True):
     """Disk blocks in use by one kind of thing."""
 
     kind: Literal["images", "user_layers", "scratch", "logs"]
@@ -335,14 +335,14 @@ class DiskUsageEntry(_Response, kw_only=True):
     reclaimable_bytes: int
 
 
-class DiskUsage(_Response, kw_only=True):
+class DiskUsage(_Response, kw_only=True, frozen=True):
     """What the daemon's data occupies (st_blocks, not apparent size)."""
 
     entries: list[DiskUsageEntry]
     free_bytes: int
 
 
-class PruneReport(_Response, kw_only=True):
+class PruneReport(_Response, kw_only=True, frozen=True):
     """What a prune removed, or would remove."""
 
     removed: list[str]
@@ -350,7 +350,7 @@ class PruneReport(_Response, kw_only=True):
     dry_run: bool
 
 
-class Version(_Response, kw_only=True):
+class Version(_Response, kw_only=True, frozen=True):
     """The daemon's version and the API versions that it speaks."""
 
     version: str

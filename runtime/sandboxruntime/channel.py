@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_FDS", "MAX_MESSAGE", "close_fds", "recv_message", "recv_exact", "send_message"]
+__all__ = ["MAX_FDS", "MAX_MESSAGE", "close_fds", "recv_exact", "recv_message", "send_message"]
 
 MAX_MESSAGE = 128 * 1024  # bytes; a spec is about 3 KiB
 MAX_FDS = 32  # the kernel's own limit is SCM_MAX_FD, 253
@@ -26,7 +26,9 @@ def close_fds(fds: list[int]) -> None:
         os.close(fd)
 
 
-def send_message(sock: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+def send_message(
+    sock: socket.socket, message: dict[str, Any], fds: list[int] | None = None
+) -> None:
     """Send one message with its descriptors; the caller keeps its own copies."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE:

@@ -175,7 +175,8 @@ def _no_new_privs(context: Context) -> None:
 
 
 def _landlock(context: Context) -> None:
-    landlock.restrict(writable=context.spec.writable)
+    if not landlock.restrict(writable=context.spec.writable):
+        raise OSError(errno.ENOSYS, "this Linux has no Landlock (CONFIG_SECURITY_LANDLOCK, lsm=)")
 
 
 def _seccomp(context: Context) -> None:

@@ -90,9 +90,7 @@ class Launcher:
         match message["op"]:
             case "create":
                 spec = from_json(Spec, message["spec"])
-                created = containers.create(
-                    self._host, spec, handover_fd=fds[0], log_fd=fds[1]
-                )
+                created = containers.create(self._host, spec, handover_fd=fds[0], log_fd=fds[1])
                 self._adopt(created)
                 reply_fds.append(created.pidfd)
                 return {"pid": created.pid, "timings": created.timings}

@@ -129,10 +129,10 @@ def plan_mounts(spec: Spec) -> list[MountOp]:
         Symlink("/dev/stdin", "/proc/self/fd/0"),
         Symlink("/dev/stdout", "/proc/self/fd/1"),
         Symlink("/dev/stderr", "/proc/self/fd/2"),
-        FileSystem("tmpfs", "/dev/shm",  # noqa: S108
+        FileSystem("tmpfs", "/dev/shm",
                    (("mode", "1777"), ("size", str(spec.shm_bytes)), ("nr_inodes", "8192"))),
         FileSystem("mqueue", "/dev/mqueue", (), _PROC),
-        FileSystem("tmpfs", "/tmp",  # noqa: S108
+        FileSystem("tmpfs", "/tmp",
                    (("mode", "1777"), ("size", str(spec.tmp_bytes)), ("nr_inodes", "65536"))),
         FileSystem("tmpfs", "/run", (("mode", "0755"), ("size", "16m"), ("nr_inodes", "4096"))),
         Directory(HAND_OVER_DIR, 0o700, uid),
@@ -195,7 +195,7 @@ def _open_beneath(root_fd: int, path: str) -> int:
 
 
 def _make_directories(root_fd: int, path: str) -> int:
-    """mkdir -p beneath the root, following no symbolic link. Returns an O_PATH descriptor."""
+    """Mkdir -p beneath the root, following no symbolic link. Returns an O_PATH descriptor."""
     fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     for part in path.strip("/").split("/"):
         try:

@@ -33,7 +33,10 @@ def write_kernel_file(path: str, text: str) -> None:
 def write_id_maps(
     pid: int, uid_mappings: Iterable[IdMapping], gid_mappings: Iterable[IdMapping]
 ) -> None:
-    """Write a child's maps. setgroups is denied, so that groups can never be shed (CVE-2014-8989)."""
+    """Write a child's maps.
+
+    setgroups is denied, so that groups can never be shed (CVE-2014-8989).
+    """
     write_kernel_file(f"/proc/{pid}/setgroups", "deny")
     write_kernel_file(f"/proc/{pid}/uid_map", render_map(uid_mappings))
     write_kernel_file(f"/proc/{pid}/gid_map", render_map(gid_mappings))

@@ -35,7 +35,7 @@ OVERLAY_OPTIONS = {"redirect_dir": "nofollow", "metacopy": "off", "index": "off"
 _CLONE = OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC
 # Overlays of users without a running kernel stay mounted for their next start, up to this many.
 # No profile can offer these: the host's secrets, devices and other users' sockets live there.
-NEVER_EXACTLY = ("/", "/home", "/var", "/tmp", "/var/tmp", "/opt", "/usr")  # noqa: S108
+NEVER_EXACTLY = ("/", "/home", "/var", "/tmp", "/var/tmp", "/opt", "/usr")
 NEVER_BELOW = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot", "/var/lib", "/var/run", "/var/log")
 UNUSED_OVERLAYS_MAX = 32
 NAMESPACES_MAX = 512
@@ -179,7 +179,9 @@ class MountFactory:
             mount_fd = syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV)
             stack.callback(os.close, mount_fd)
             mount_point = self._new_directory()
-            syscalls.move_mount(mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH)
+            syscalls.move_mount(
+                mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH
+            )
             return mount_point
 
     def _mount_lower(self, layer: str, userns_fd: int) -> str:

@@ -173,11 +173,15 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
     if origin is tuple:
         items = _expect(data, (list, tuple), path)
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_decode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+            return tuple(
+                _decode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items)
+            )
         return tuple(_decode(a, item, path) for a, item in zip(arguments, items, strict=True))
     if origin is dict:
         items = _expect(data, dict, path)
-        return {str(key): _decode(arguments[1], item, f"{path}.{key}") for key, item in items.items()}
+        return {
+            str(key): _decode(arguments[1], item, f"{path}.{key}") for key, item in items.items()
+        }
     return _expect(data, kind, path)
 
 

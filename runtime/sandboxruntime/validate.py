@@ -14,7 +14,7 @@ _CONTAINER_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]{0,62}\Z")
 # Mounting over these would undo the confinement of the container itself.
 _RESERVED = ("/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64")
-_EXACTLY_RESERVED = ("/", "/tmp", "/home", "/home/sandbox", "/var", "/var/tmp")  # noqa: S108
+_EXACTLY_RESERVED = ("/", "/tmp", "/home", "/home/sandbox", "/var", "/var/tmp")
 _ID_MAX = 0xFFFFFFFE
 _MEMORY_MIN = 4096
 
@@ -22,7 +22,9 @@ _MEMORY_MIN = 4096
 def validate(spec: Spec) -> None:
     """Raise SpecError naming the first member that no host should run."""
     if not _CONTAINER_ID.match(spec.container_id):
-        raise SpecError(f"container id {spec.container_id!r} is not [a-z0-9-]", field="container_id")
+        raise SpecError(
+            f"container id {spec.container_id!r} is not [a-z0-9-]", field="container_id"
+        )
     if not _HOSTNAME.match(spec.hostname):
         raise SpecError(f"hostname {spec.hostname!r} is not a DNS label", field="hostname")
     _validate_ids(spec)

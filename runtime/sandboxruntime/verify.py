@@ -45,7 +45,9 @@ class Facts:
 def read_facts(pid: int) -> Facts:
     """Read everything once. OSError if the process is gone."""
     base = f"/proc/{pid}"
-    status = dict(line.split(":\t", 1) for line in _read(f"{base}/status").splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in _read(f"{base}/status").splitlines() if ":\t" in line
+    )
     limits = _read(f"{base}/limits")
     core = re.search(r"^Max core file size\s+(\S+)\s+(\S+)", limits, re.MULTILINE)
     return Facts(

@@ -1,1 +1,1 @@
-"""The root daemon: authorises, plans, keeps state, verifies and hands over. Never forks a container."""
+"""The root daemon: authorises, plans, keeps state, verifies and hands over."""

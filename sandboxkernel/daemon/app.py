@@ -52,26 +52,35 @@ class SandboxKernelDaemon(Application):
     version = Unicode(__version__)
 
     config_file = Unicode(
-        "", help="Configuration file; default: sandboxkernel_config.py on the system's Jupyter path."
+        "",
+        help="Configuration file; default: sandboxkernel_config.py on the system's Jupyter path.",
     ).tag(config=True)
     profiles = Dict(help="Profiles by name; see docs/configuration.md.").tag(config=True)
-    grants = List(help="Grants in order; the first that matches counts.").tag(config=True)
+    grants: List[dict[str, Any]] = List(help="Grants in order; the first that matches counts.").tag(
+        config=True
+    )
     default_profile = Unicode("default", help="Profile of kernels that name none.").tag(config=True)
     admin_groups = Set(Unicode(), help="Groups whose members see every sandbox.").tag(config=True)
     max_kernels = Integer(1000, min=1, help="Sandboxes at once on this host.").tag(config=True)
     id_range_base = Integer(
         0x70000000, min=65536, help="First host id of the users' id ranges."
     ).tag(config=True)
-    id_range_count = Integer(4095, min=1, max=65535, help="How many users get a range.").tag(config=True)
+    id_range_count = Integer(4095, min=1, max=65535, help="How many users get a range.").tag(
+        config=True
+    )
     cgroup_parent = Unicode("sandboxkernel", help="Parent of all cgroups.").tag(config=True)
     socket_mode = Integer(
         0o666, help="Mode of the API socket. Who may do what is decided by the grants."
     ).tag(config=True)
-    embedded = Bool(False, help="Started on demand: serve root only, stop when idle.").tag(config=True)
-    idle_timeout_s = Float(60.0, min=0.1, help="Embedded: stop after so long without sandboxes.").tag(
+    embedded = Bool(False, help="Started on demand: serve root only, stop when idle.").tag(
         config=True
     )
-    ready_fd = Integer(-1, help="Descriptor that gets one byte when the daemon serves.").tag(config=True)
+    idle_timeout_s = Float(
+        60.0, min=0.1, help="Embedded: stop after so long without sandboxes."
+    ).tag(config=True)
+    ready_fd = Integer(-1, help="Descriptor that gets one byte when the daemon serves.").tag(
+        config=True
+    )
 
     flags = Dict({"embedded": ({"SandboxKernelDaemon": {"embedded": True}}, "Stop when idle.")})
     aliases = Dict(
@@ -89,7 +98,7 @@ class SandboxKernelDaemon(Application):
     def initialize(self, argv: list[str] | None = None) -> None:
         """Command line over configuration file; a file that others can write is refused."""
         self.parse_command_line(argv)
-        command_line = self.config.copy()
+        command_line: Any = self.config.copy()
         for path in self._config_files():
             _require_root_owned(path)
             self.load_config_file(path.stem, path=str(path.parent))
@@ -107,7 +116,7 @@ class SandboxKernelDaemon(Application):
         """Serve until a signal, or until idle when embedded."""
         if os.geteuid() != 0:
             raise SandboxError("the daemon needs root", hint="Start it with sudo or as a service.")
-        logging.basicConfig(level=self.log_level, format=self.log_format, stream=sys.stderr)
+        logging.basicConfig(level=int(self.log_level), format=self.log_format, stream=sys.stderr)
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
         os.umask(0o022)
         asyncio.run(self._serve())
@@ -173,7 +182,9 @@ class SandboxKernelDaemon(Application):
                 launcher=launcher,
                 layout=layout,
                 host_namespaces={n: os.stat(f"/proc/self/ns/{n}").st_ino for n in NAMESPACES},
-                guest_source=resources.files("sandboxruntime.guest").joinpath("kernel.py").read_text(),
+                guest_source=resources.files("sandboxruntime.guest")
+                .joinpath("kernel.py")
+                .read_text(),
             ),
             images=Images(ImageStore(paths.images_dir)),
             layers=layers,

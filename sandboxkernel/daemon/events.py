@@ -24,7 +24,12 @@ class EventLog:
         self._subscribers: set[asyncio.Queue[Event]] = set()
 
     def publish(
-        self, action: str, *, kernel_id: str | None = None, owner_uid: int | None = None, **detail: Any
+        self,
+        action: str,
+        *,
+        kernel_id: str | None = None,
+        owner_uid: int | None = None,
+        **detail: Any,
     ) -> None:
         """Record an event and pass it to the subscribers."""
         event = Event(

@@ -1,4 +1,4 @@
-"""One more program inside a running sandbox: its output as it comes, then its exit code. asyncio."""
+"""One more program inside a running sandbox: its output, then its exit code. asyncio."""
 
 from __future__ import annotations
 

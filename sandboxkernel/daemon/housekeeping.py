@@ -95,9 +95,7 @@ class Housekeeping:
         scratch = self._stale_scratch(everything=True)
         scratch_bytes = await asyncio.to_thread(sum, map(_blocks_of, scratch))
         stale_bytes = await asyncio.to_thread(sum, map(_blocks_of, self._stale_scratch()))
-        unused = sum(
-            i.size_bytes for i in images if not self._kernels.image_in_use(str(i.digest))
-        )
+        unused = sum(i.size_bytes for i in images if not self._kernels.image_in_use(str(i.digest)))
         free = shutil.disk_usage(self._paths.data_dir).free
         entries = [
             DiskUsageEntry(kind="images", count=len(images), size_bytes=image_bytes,

@@ -26,7 +26,9 @@ class IdRanges:
         self._count = count
         self._slots: dict[str, int] = {}
         if path.exists():
-            self._slots = {str(uid): int(slot) for uid, slot in json.loads(path.read_text()).items()}
+            self._slots = {
+                str(uid): int(slot) for uid, slot in json.loads(path.read_text()).items()
+            }
 
     def base_of(self, uid: int) -> int:
         """The first host id of a user's range; allocates it on first use.

@@ -46,7 +46,16 @@ class LauncherClient:
         ours.setblocking(False)
         package_root = os.path.dirname(os.path.dirname(os.path.abspath(sandboxruntime.__file__)))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, package_root, str(theirs.fileno()), str(staging)],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _BOOTSTRAP,
+                package_root,
+                str(theirs.fileno()),
+                str(staging),
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={"PATH": os.defpath} | _test_fault(),

@@ -25,9 +25,7 @@ def document() -> dict[str, Any]:
     names = {model: schema for model, schema in zip(models, schemas, strict=True)}
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        paths[route.path] = {
-            method: _operation(route, method, names) for method in route.replies
-        }
+        paths[route.path] = {method: _operation(route, method, names) for method in route.replies}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -63,7 +61,9 @@ def _operation(route: Route, method: str, names: dict[type, dict[str, Any]]) -> 
             "default": {
                 "description": "A problem document (RFC 9457)",
                 "content": {
-                    "application/problem+json": {"schema": {"$ref": _REF_TEMPLATE.format(name="Problem")}}
+                    "application/problem+json": {
+                        "schema": {"$ref": _REF_TEMPLATE.format(name="Problem")}
+                    }
                 },
             },
         },

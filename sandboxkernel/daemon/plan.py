@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from sandboxkernel.errors import RequestError, WorkFolderError
 from sandboxkernel.limits import Profile, Subject
 from sandboxkernel.models import CONNECTION_PORTS, KernelCreate, Limits
-from sandboxruntime.cgroup import IoLimit, Limits as CgroupLimits
+from sandboxruntime.cgroup import IoLimit
+from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.handover import FIRST_FD, Payload
 from sandboxruntime.spec import HAND_OVER_DIR, Bind, Credentials, IdMapping, Process, Rootfs, Spec
 
@@ -34,7 +35,7 @@ GUEST_FILE = f"{HAND_OVER_DIR}/kernel.py"
 CPU_PERIOD_US = 100_000
 RANGE_SIZE = 65536
 # What a user can write to; everything else of the image is read-only for Landlock too.
-WRITABLE = (HOME, "/tmp", "/var/tmp", "/dev/shm", HAND_OVER_DIR)  # noqa: S108
+WRITABLE = (HOME, "/tmp", "/var/tmp", "/dev/shm", HAND_OVER_DIR)
 # Libraries that would start a thread per host core, and thrash inside a smaller quota.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
                     "NUMEXPR_NUM_THREADS")  # fmt: skip
@@ -68,7 +69,7 @@ class Ground:
 
 
 def work_folder_of(request: KernelCreate) -> str | None:
-    """The folder to mount; None mounts none. Raises WorkFolderError for a path that makes no sense."""
+    """The folder to mount; None mounts none. Raises WorkFolderError for a senseless path."""
     folder, cwd = request.work_folder or request.cwd, request.cwd
     for path in (folder, cwd):
         if path is not None and posixpath.normpath(path) != path:

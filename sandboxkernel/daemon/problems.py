@@ -26,7 +26,7 @@ def _spec_error(message: str, facts: dict[str, Any]) -> SandboxError:
     if field == "binds.source":
         return WorkFolderError(
             message, field="work_folder",
-            hint="Open the notebook from a folder of yours that exists and that the profile allows.",
+            hint="Open the notebook from a folder of yours that exists and the profile allows.",
         )  # fmt: skip
     return RequestError(message, field=field)
 

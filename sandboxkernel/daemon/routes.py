@@ -319,7 +319,9 @@ class ImagesHandler(Handler):
         images = self.kernels.images
         stored = await asyncio.to_thread(images.store.list)
         counts = [self.kernels.image_in_use(str(image.digest)) for image in stored]
-        self.reply(ImageList(images=[images.model(i, n) for i, n in zip(stored, counts, strict=True)]))
+        self.reply(
+            ImageList(images=[images.model(i, n) for i, n in zip(stored, counts, strict=True)])
+        )
 
 
 class ImageHandler(Handler):
@@ -338,7 +340,9 @@ class ImageHandler(Handler):
         stored = await asyncio.to_thread(images.store.resolve, ref)
         in_use = self.kernels.image_in_use(str(stored.digest))
         if in_use:
-            raise Conflict(f"image {ref} is in use by {in_use} sandboxes", hint="Remove them first.")
+            raise Conflict(
+                f"image {ref} is in use by {in_use} sandboxes", hint="Remove them first."
+            )
         await self.services.housekeeping.remove_image(stored)
         self.reply_empty()
 
@@ -445,7 +449,9 @@ class Route:
     query: tuple[str, ...] = ()
 
 
-def _kernel(verb: str, handler: type[Handler], method: str, body: Any, reply: Any, *query: str) -> Route:
+def _kernel(
+    verb: str, handler: type[Handler], method: str, body: Any, reply: Any, *query: str
+) -> Route:
     status = 200 if reply is not None else 204
     return Route(
         rf"/v1/kernels/{_NAME}{verb}", f"/v1/kernels/{{id}}{verb}", handler,

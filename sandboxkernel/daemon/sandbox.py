@@ -204,7 +204,11 @@ class Sandbox:
         while True:
             if generation < self.generation:
                 return ExitInfo(
-                    reason="signaled", signal=9, message="restarted", asked=True, generation=generation
+                    reason="signaled",
+                    signal=9,
+                    message="restarted",
+                    asked=True,
+                    generation=generation,
                 )
             if self.exit is not None:
                 return self.exit
@@ -349,4 +353,3 @@ def _confinement(facts: Facts) -> Confinement:
         },
         mounts=[line.split(" ")[4] for line in facts.mountinfo.splitlines()],
     )
-

@@ -80,7 +80,8 @@ def bind_api_socket(path: Path, mode: int) -> socket.socket:
                 path.unlink()
             else:
                 raise SandboxError(
-                    f"a daemon already listens on {path}", hint="Stop it, or set SANDBOXKERNEL_RUN_DIR."
+                    f"a daemon already listens on {path}",
+                    hint="Stop it, or set SANDBOXKERNEL_RUN_DIR.",
                 )
     # bind(2) takes the mode from the umask; a chmod afterwards would leave a window.
     previous = os.umask(0o777 & ~mode)
@@ -220,13 +221,16 @@ class BaseHandler(web.RequestHandler):
         reference = uuid.uuid4().hex[:12]
         log.error("internal error %s", reference, exc_info=exc)
         return SandboxError(
-            f"internal error {reference}", hint="The daemon's log has the details under this number."
+            f"internal error {reference}",
+            hint="The daemon's log has the details under this number.",
         )
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log once, at the border; expected errors without a traceback."""
         if isinstance(value, SandboxError):
-            log.info("%s %s: %s: %s", self.request.method, self.request.path, value.code, value.message)
+            log.info(
+                "%s %s: %s: %s", self.request.method, self.request.path, value.code, value.message
+            )
         elif isinstance(value, iostream.StreamClosedError):
             log.debug("client of %s has gone", self.request.path)
 
@@ -238,4 +242,3 @@ class NotFoundHandler(BaseHandler):
         """Answer every method."""
         super().prepare()
         raise web.HTTPError(404, "no such path")
-

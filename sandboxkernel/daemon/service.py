@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import secrets
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +43,7 @@ from sandboxkernel.limits import (
 )
 from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits
 from sandboxkernel.paths import Paths
-from sandboxruntime.cgroup import Cgroup
-from sandboxruntime.cgroup import block_device_of
+from sandboxruntime.cgroup import block_device_of, create_parent
 
 __all__ = ["Kernels", "Policy"]
 
@@ -139,7 +137,9 @@ class Kernels:
         own = [s for s in exact if s.ground.subject.uid == caller.uid]
         found = own or exact
         if not found and len(name) >= PREFIX_MIN:
-            found = [s for s in mine if s.id.startswith(name) or s.request.kernel_id.startswith(name)]
+            found = [
+                s for s in mine if s.id.startswith(name) or s.request.kernel_id.startswith(name)
+            ]
         if len(found) > 1:
             raise Conflict(f"{name!r} names {len(found)} kernels", hint="Use more of the id.")
         if not found:
@@ -156,7 +156,9 @@ class Kernels:
         sandbox: Sandbox | None = None
         try:
             image = await self.images.ensure(profile.image)
-            sandbox = await self._allocate(caller, request, profile, grant, limits, image)
+            sandbox = await self._allocate(
+                caller, request, profile=profile, grant=grant, limits=limits, image=image
+            )
             async with sandbox.lock:
                 await sandbox.start()
             return sandbox
@@ -191,6 +193,7 @@ class Kernels:
         self,
         caller: Subject,
         request: KernelCreate,
+        *,
         profile: Profile,
         grant: Grant,
         limits: Limits,
@@ -252,7 +255,7 @@ class Kernels:
     def _apply_ceiling(self, caller: Subject, grant: Grant) -> None:
         if grant.ceiling == Limits() or self._ceilings.get(caller.uid) == grant.ceiling:
             return
-        Cgroup.create_parent(
+        create_parent(
             self._runtime.layout,
             f"{self.policy.cgroup_parent}/{caller.uid}",
             plan_cgroup_limits(grant.ceiling, self._disk),
@@ -260,7 +263,7 @@ class Kernels:
         self._ceilings[caller.uid] = grant.ceiling
 
     def _on_state(self, sandbox: Sandbox) -> None:
-        detail = {"state": sandbox.state, "generation": sandbox.generation}
+        detail: dict[str, object] = {"state": sandbox.state, "generation": sandbox.generation}
         if sandbox.exit is not None:
             detail |= {"reason": sandbox.exit.reason, "message": sandbox.exit.message}
         self.events.publish(
@@ -273,7 +276,11 @@ class Kernels:
             self._drop_oldest_exited(sandbox.ground.subject.uid)
 
     def _drop_oldest_exited(self, uid: int) -> None:
-        ended = [s for s in self._sandboxes.values() if s.state == "exited" and s.ground.subject.uid == uid]
+        ended = [
+            s
+            for s in self._sandboxes.values()
+            if s.state == "exited" and s.ground.subject.uid == uid
+        ]
         for sandbox in ended[: max(0, len(ended) - EXITED_MAX)]:
             task = asyncio.create_task(self._release(sandbox))
             task.add_done_callback(_log_failure)

@@ -39,7 +39,9 @@ def check_wish(limits: Limits, *, where: str = "limits") -> None:
     if limits.io is not None:
         for name in IoLimit.__struct_fields__:
             least = IO_OPS_MIN if "ops" in name else IO_BOUNDS[0]
-            _check(getattr(limits.io, name), f"{where}.io.{name}", least, IO_BOUNDS[1], "per second")
+            _check(
+                getattr(limits.io, name), f"{where}.io.{name}", least, IO_BOUNDS[1], "per second"
+            )
 
 
 def _check(value: float | None, field: str, least: float, greatest: float, unit: str) -> None:
@@ -48,7 +50,8 @@ def _check(value: float | None, field: str, least: float, greatest: float, unit:
     if not math.isfinite(value) or not least <= value <= greatest:
         raise LimitError(
             f"{field} is {value!r}, outside {least:g} to {greatest:g} {unit}".rstrip(),
-            hint=f"Ask for at least {least:g} {unit}".rstrip() + ", or leave it out for the default.",
+            hint=f"Ask for at least {least:g} {unit}".rstrip()
+            + ", or leave it out for the default.",
             field=field,
         )
 
@@ -62,8 +65,11 @@ def _lower(wish: Number | None, default: Number | None, maximum: Number | None) 
 
 def clamp(wish: Limits, default: Limits, maximum: Limits) -> Limits:
     """The limits in force: the wish, else the default, never above the maximum."""
-    values = {name: _lower(*(getattr(l, name) for l in (wish, default, maximum))) for name in BOUNDS}
-    sources = [l.io or IoLimit() for l in (wish, default, maximum)]
+    values = {
+        name: _lower(*(getattr(limits, name) for limits in (wish, default, maximum)))
+        for name in BOUNDS
+    }
+    sources = [limits.io or IoLimit() for limits in (wish, default, maximum)]
     io = IoLimit(
         **{name: _lower(*(getattr(s, name) for s in sources)) for name in IoLimit.__struct_fields__}
     )

@@ -42,7 +42,7 @@ class Grant:
     group: str | None = None
     profiles: frozenset[str] = frozenset({"*"})
     max_kernels: int = 20
-    ceiling: Limits = Limits()
+    ceiling: Limits = field(default_factory=Limits)
 
     def matches(self, subject: Subject) -> bool:
         """Whether this grant is for the caller."""

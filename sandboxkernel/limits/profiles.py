@@ -96,7 +96,9 @@ def parse_limits(raw: Mapping[str, Any], *, where: str) -> Limits:
             io[_IO[key]] = units.parse_size(value, field=field_name)
         else:
             known = ", ".join([*_SIZES, *_NUMBERS, *_IO])
-            raise LimitError(f"{field_name} is not a limit", hint=f"Known: {known}.", field=field_name)
+            raise LimitError(
+                f"{field_name} is not a limit", hint=f"Known: {known}.", field=field_name
+            )
     limits = Limits(**values, io=IoLimit(**io) if io else None)
     check_wish(limits, where=where)
     return limits
@@ -129,9 +131,13 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
             hint=f"Known: {', '.join(sorted(known))}.",
             field=where,
         )
-    limits = clamp(parse_limits(raw.get("limits", {}), where=f"{where}.limits"), DEFAULT_LIMITS, Limits())
+    limits = clamp(
+        parse_limits(raw.get("limits", {}), where=f"{where}.limits"), DEFAULT_LIMITS, Limits()
+    )
     # Without a maximum of its own, a profile's limits are its maximum: nobody gets more by wishing.
-    maximum = clamp(parse_limits(raw.get("maximum", {}), where=f"{where}.maximum"), limits, Limits())
+    maximum = clamp(
+        parse_limits(raw.get("maximum", {}), where=f"{where}.maximum"), limits, Limits()
+    )
     home = raw.get("home", "mask")
     if home not in ("mask", "refuse", "allow"):
         raise RequestError(f"{where}.home is {home!r}, not mask, refuse or allow", field=where)
@@ -152,7 +158,9 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
 def _parse_mount(raw: Mapping[str, Any], where: str) -> ProfileMount:
     unknown = set(raw) - {"source", "destination", "read_only"}
     if unknown or "source" not in raw:
-        raise RequestError(f"{where}.mounts needs source, has unknown {sorted(unknown)}", field=where)
+        raise RequestError(
+            f"{where}.mounts needs source, has unknown {sorted(unknown)}", field=where
+        )
     source = _absolute(raw["source"], where)
     return ProfileMount(
         source=source,

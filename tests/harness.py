@@ -1,0 +1,228 @@
+"""A launcher of the tests' own, driven without a daemon, with any one defence taken away.
+
+Only for programs that the tests bring along: a container without its seccomp filter is still in
+namespaces of its own, and attack code checks that before it does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sandboxkernel.images.hostimage import ensure_host_image
+from sandboxkernel.images.store import ImageStore
+from sandboxkernel.images.userlayers import UserLayers
+
+from sandboxkernel.daemon.plan import WRITABLE
+from sandboxkernel.daemon.problems import error_from_launcher
+from sandboxruntime.cgroup import Cgroup, Limits, read_layout
+from sandboxruntime.channel import close_fds, recv_message, send_message
+from sandboxruntime.handover import HELLO, Payload, encode_payload
+from sandboxruntime.spec import Bind, Credentials, IdMapping, Process, Rootfs, Spec, to_json
+from sandboxruntime.steps import Step
+from sandboxruntime.verify import NAMESPACES, Facts, verify
+from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA
+
+ID_BASE = 0x7F000000
+_BOOTSTRAP = """
+import sys
+sys.path.insert(0, {runtime!r})
+from sandboxruntime import init, launcher, syscalls
+for step in {dropped!r}:
+    init.CREATE_STEPS[init.Step(step)] = lambda context: None
+    init.JOIN_STEPS.pop(init.Step(step), None)
+if {keep_capabilities!r}:
+    # CREDENTIALS also drops the bounding set and locks securebits: leave only the ids.
+    def credentials(context):
+        import os
+        syscalls.prctl(8, 1)  # PR_SET_KEEPCAPS
+        os.setresgid(*[context.spec.process.gid] * 3)
+        os.setresuid(*[context.spec.process.uid] * 3)
+        syscalls.capset((1 << 41) - 1, (1 << 41) - 1, 0)
+    init.CREATE_STEPS[init.Step.CREDENTIALS] = credentials
+launcher.main()
+"""
+
+
+class Attempt:
+    """A container that has been created; `run` hands over a program and waits for its end."""
+
+    def __init__(
+        self, harness: Harness, spec: Spec, reply: dict[str, Any], hand: socket.socket, log_fd: int
+    ) -> None:
+        self.harness, self.spec, self.reply = harness, spec, reply
+        self.pid1 = int(reply["pid"])
+        self._hand, self._log_fd = hand, log_fd
+        data, ancillary, _, _ = hand.recvmsg(len(HELLO), 128)
+        assert data == HELLO
+        self.pid = struct.unpack("3i", ancillary[0][2])[0]
+
+    def verify(self) -> Facts:
+        """Outside verification, as the daemon does it."""
+        cgroup = Cgroup.attach(self.harness.layout, self.spec.cgroups_path)
+        host = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES}
+        return verify(self.pid, self.spec, cgroup, host)
+
+    def run(self, *argv: str, env: dict[str, str] | None = None) -> tuple[int | None, str]:
+        """Wait status and output of the program."""
+        payload = Payload(
+            argv=list(argv),
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/sandbox", **(env or {})},
+            cwd="/home/sandbox",
+        )
+        self._hand.sendall(encode_payload(payload))
+        failure = self._hand.recv(65536)
+        assert not failure, failure
+        text = b""
+        while chunk := os.read(self._log_fd, 65536):
+            text += chunk
+        event = self.harness.next_event()
+        assert event["container_id"] == self.spec.container_id
+        return event["wait_status"], text.decode(errors="replace")
+
+    def close(self) -> None:
+        self._hand.close()
+        os.close(self._log_fd)
+
+
+class Harness:
+    """One launcher. `dropped` are set-up steps that do nothing in it."""
+
+    def __init__(
+        self,
+        dropped: Iterable[Step] = (),
+        *,
+        keep_capabilities: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.layout = read_layout()
+        self._staging = tempfile.mkdtemp(prefix="skt-stage-", dir="/run")
+        self._events: list[dict[str, Any]] = []
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock.settimeout(DEADLINE_S)
+        code = _BOOTSTRAP.format(
+            runtime=str(ROOT / "runtime"), dropped=[str(s) for s in dropped],
+            keep_capabilities=keep_capabilities,
+        )  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", code, str(theirs.fileno()), self._staging],
+            pass_fds=[theirs.fileno()],
+            env={"PATH": os.defpath, **(env or {})},
+        )
+        theirs.close()
+        assert recv_message(self._sock)[0] == {"event": "ready", "pid": self._process.pid}
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def request(self, op: str, fds: list[int] | None = None, **members: Any) -> dict[str, Any]:
+        """One request and its reply; raises the product's error."""
+        send_message(self._sock, {"op": op, "serial": 1, **members}, fds)
+        while True:
+            message, reply_fds = recv_message(self._sock)
+            assert message is not None, "the launcher has ended"
+            close_fds(reply_fds)
+            if "event" in message:
+                self._events.append(message)
+                continue
+            if "error" in message:
+                raise error_from_launcher(message["error"])
+            return message
+
+    def next_event(self) -> dict[str, Any]:
+        """The next exit."""
+        if self._events:
+            return self._events.pop(0)
+        message, fds = recv_message(self._sock)
+        close_fds(fds)
+        assert message is not None
+        return message
+
+    @contextlib.contextmanager
+    def container(self, spec: Spec) -> Iterator[Attempt]:
+        """Create, and delete at the end."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(DEADLINE_S)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        log_read, log_write = os.pipe()
+        try:
+            reply = self.request("create", [theirs.fileno(), log_write], spec=to_json(spec))
+        except BaseException:
+            ours.close()
+            os.close(log_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(log_write)
+        try:
+            attempt = Attempt(self, spec, reply, ours, log_read)
+            yield attempt
+            attempt.close()
+        finally:
+            self.request("delete", container_id=spec.container_id)
+
+    def close(self) -> None:
+        """End the launcher with everything it holds."""
+        self._sock.close()
+        self._process.wait(DEADLINE_S)
+        os.rmdir(self._staging)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(DEADLINE_S)
+
+
+@contextlib.contextmanager
+def harness(dropped: Iterable[Step] = (), **options: Any) -> Iterator[Harness]:
+    """A launcher for the length of a block."""
+    running = Harness(dropped, **options)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@contextlib.contextmanager
+def make_spec(*, work: Path | None = None, **changes: Any) -> Iterator[Spec]:
+    """The spec of an ephemeral sandbox on the host image, with its layer for the length of a block."""
+    image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
+    container_id = uuid.uuid4().hex[:12]
+    scratch = SHARED_DATA / "scratch" / container_id
+    layers = UserLayers(SHARED_DATA / "users").scratch(scratch, ID_BASE)
+    mapping = (IdMapping(0, ID_BASE, 65536),)
+    binds = ()
+    if work is not None:
+        binds = (Bind(str(work), str(work), Credentials(0, 0)),)
+    spec = Spec(
+        container_id=container_id,
+        hostname=container_id,
+        rootfs=Rootfs(
+            lower=tuple(str(p) for p in image.layer_dirs), upper=str(layers.upper),
+            work=str(layers.work), volatile=True,
+        ),
+        process=Process(uid=1000, gid=1000),
+        uid_mappings=mapping,
+        gid_mappings=mapping,
+        cgroups_path=f"{CGROUP_PARENT}/harness/{container_id}",
+        limits=Limits(memory_bytes=512 << 20, pids=100),
+        binds=binds,
+        writable=(*WRITABLE, *(bind.destination for bind in binds)),
+    )  # fmt: skip
+    try:
+        yield dataclasses.replace(spec, **changes)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

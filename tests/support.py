@@ -1,0 +1,216 @@
+"""What privileged tests share: a real daemon, a leak check, and the wish to run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sandboxkernel.client import SandboxClient
+
+from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits
+
+ROOT = Path(__file__).resolve().parents[1]
+MUST_RUN = bool(os.environ.get("SANDBOXKERNEL_TESTS_MUST_RUN"))
+DEADLINE_S = 30.0
+# The host image takes seconds to build; every daemon of the tests shares one store.
+SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxkernel-tests"))
+CGROUP_PARENT = "sandboxkernel-tests"
+
+
+def wait_until(
+    condition: Callable[[], Any], *, timeout_s: float = DEADLINE_S, what: str = ""
+) -> Any:
+    """Poll until true; the only place of the tests that sleeps."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
+        time.sleep(0.02)
+
+
+@dataclass
+class RunningDaemon:
+    """A daemon of the tests' own: own run directory, own cgroups, shared image store."""
+
+    run_dir: Path
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    config: Path | None = None
+    created: list[str] = field(default_factory=list)
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / "api.sock"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "SANDBOXKERNEL_HOST": f"unix://{self.socket_path}",
+            "SANDBOXKERNEL_RUN_DIR": str(self.run_dir),
+            "SANDBOXKERNEL_DATA_DIR": str(self.data_dir),
+        }
+
+    def client(self) -> SandboxClient:
+        return SandboxClient(self.socket_path)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+@contextlib.contextmanager
+def running_daemon(
+    config: str = "", *, env: dict[str, str] | None = None, data_dir: Path | None = None
+) -> Iterator[RunningDaemon]:
+    """Start a daemon, wait until it serves, stop it at the end."""
+    run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
+    run_dir.chmod(0o755)
+    data = data_dir or SHARED_DATA
+    data.mkdir(parents=True, exist_ok=True)
+    config_path = run_dir / "sandboxkernel_config.py"
+    config_path.write_text(f"c.SandboxKernelDaemon.cgroup_parent = {CGROUP_PARENT!r}\n" + config)
+    config_path.chmod(0o644)
+    ready_read, ready_write = os.pipe()
+    log_path = run_dir / "daemon.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sandboxkernel.daemon", "--config", str(config_path),
+             f"--ready-fd={ready_write}"],
+            pass_fds=[ready_write],
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "SANDBOXKERNEL_RUN_DIR": str(run_dir),
+                 "SANDBOXKERNEL_DATA_DIR": str(data), "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}",
+                 **(env or {})},
+            cwd="/",
+        )  # fmt: skip
+    os.close(ready_write)
+    daemon = RunningDaemon(run_dir, data, process, log_path, config_path)
+    try:
+        with open(ready_read, "rb") as ready:
+            if ready.read(1) != b"1":
+                raise AssertionError(f"daemon did not start:\n{log_path.read_text()}")
+        yield daemon
+    finally:
+        daemon.stop()
+        shutil.rmtree(run_dir)
+
+
+@contextlib.contextmanager
+def sandbox(daemon: RunningDaemon, *argv: str, **members: Any) -> Iterator[Kernel]:
+    """A sandbox that sleeps (or runs `argv`) and is removed at the end."""
+    client = daemon.client()
+    limits = members.pop("limits", Limits())
+    kernel = client.create(
+        KernelCreate(
+            kernel_id=members.pop("kernel_id", f"test-{uuid.uuid4().hex[:12]}"),
+            argv=list(argv) or ["sleep", "600"],
+            limits=limits,
+            **members,
+        )
+    )
+    try:
+        yield kernel
+    finally:
+        client.remove(kernel.id)
+
+
+def run_inside(
+    daemon: RunningDaemon, kernel: Kernel, *argv: str, stdin: str = ""
+) -> tuple[int, str]:
+    """Run a program in a sandbox; its exit code and merged output."""
+    code, text = -1, ""
+    for item in daemon.client().exec(kernel.id, list(argv), stdin=stdin):
+        if isinstance(item, ExecOutput):
+            text += item.data
+        elif isinstance(item, ExecExit):
+            code = item.exit_code
+    return code, text
+
+
+def python_inside(daemon: RunningDaemon, kernel: Kernel, source: str) -> tuple[int, str]:
+    """Run Python source in a sandbox with the image's interpreter."""
+    return run_inside(daemon, kernel, "python3", "-c", source)
+
+
+def host_state() -> dict[str, Any]:
+    """Everything that a sandbox could leave behind on this host."""
+    cgroups = []
+    for base in Path("/sys/fs/cgroup").iterdir():
+        parent = base / CGROUP_PARENT
+        if parent.is_dir():
+            cgroups += [str(p) for p in parent.rglob("*") if p.is_dir() and len(p.name) == 12]
+    runtimes, namespaces = [], {}
+    own = {n: os.readlink(f"/proc/self/ns/{n}") for n in ("net", "pid", "user", "ipc", "uts")}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "status").read_text()
+            uid = int(status.split("Uid:\t")[1].split("\t")[0])
+            if uid >= 0x70000000:
+                runtimes.append(status.split("\n")[0].split("\t")[1])
+            for name, mine in own.items():
+                link = os.readlink(entry / "ns" / name)
+                if link != mine:
+                    namespaces.setdefault(link, status.split("\n")[0])
+        except (OSError, IndexError):
+            continue  # it ended while we looked
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return {
+        "cgroups": sorted(cgroups),
+        "processes": sorted(runtimes),
+        "namespaces": sorted(namespaces),
+        "mounts": sorted(mounts),
+        "loop devices": sorted(p.name for p in Path("/sys/block").glob("loop*/loop")),
+        "run directories": sorted(p.name for p in Path("/run").glob("skt-*/k/*")),
+        "scratch": sorted(p.name for p in (SHARED_DATA / "scratch").glob("*")),
+    }
+
+
+def leaks(before: dict[str, Any]) -> dict[str, list[Any]]:
+    """What is there now and was not there before."""
+    after = host_state()
+    found = {}
+    for kind, items in after.items():
+        extra = [item for item in items if item not in before[kind]]
+        if extra:
+            found[kind] = extra
+    return found
+
+
+def connect_unix(path: Path) -> socket.socket:
+    """A raw connection to the API."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(DEADLINE_S)
+    sock.connect(str(path))
+    return sock
+
+
+def decode(data: bytes) -> Any:
+    """JSON."""
+    return msgspec.json.decode(data)

@@ -1,0 +1,222 @@
+"""The runtime's pure functions: validation, overlay options, id maps, outside verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+
+from sandboxkernel.daemon.problems import CONVERSIONS, convert, error_from_launcher
+from sandboxkernel.errors import KernelStartFailed, WorkFolderError
+from sandboxruntime.cgroup import Limits
+from sandboxruntime.errors import ContainerError, SetupError, SpecError, VerifyError
+from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS
+from sandboxruntime.launcher import encode_error
+from sandboxruntime.mounts import Attach, Mask, plan_mounts
+from sandboxruntime.namespaces import render_map
+from sandboxruntime.rootfs import is_allowed, overlay_options
+from sandboxruntime.spec import (
+    Bind,
+    Credentials,
+    IdMapping,
+    Process,
+    Rootfs,
+    Spec,
+    from_json,
+    to_json,
+)
+from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
+from sandboxruntime.validate import validate
+from sandboxruntime.verify import NAMESPACES, Facts, check
+
+BASE = 0x70000000
+MAPPING = (IdMapping(0, BASE, 65536),)
+SPEC = Spec(
+    container_id="abc123",
+    hostname="abc123",
+    rootfs=Rootfs(lower=("/img/a", "/img/b"), upper="/u/upper", work="/u/work"),
+    process=Process(uid=1000, gid=1000),
+    uid_mappings=MAPPING,
+    gid_mappings=MAPPING,
+    cgroups_path="sandboxkernel/1000/abc123",
+    limits=Limits(memory_bytes=1 << 30),
+    binds=(Bind("/srv/work", "/srv/work", Credentials(1000, 1000), masked=(".ssh",)),),
+)
+
+
+def changed(**members: Any) -> Spec:
+    return dataclasses.replace(SPEC, **members)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (changed(container_id="../x"), "container_id"),
+        (changed(container_id=""), "container_id"),
+        (changed(hostname="a" * 64), "hostname"),
+        (changed(hostname="a b"), "hostname"),
+        (changed(uid_mappings=()), "uid_mappings"),
+        (changed(uid_mappings=(IdMapping(0, 0, 1),)), "uid_mappings"),
+        (changed(gid_mappings=(IdMapping(0, 0xFFFFFFF0, 65536),)), "gid_mappings"),
+        (changed(process=Process(uid=0, gid=0)), "process.uid"),
+        (changed(rootfs=Rootfs(lower=(), upper="/u", work="/w")), "rootfs.lower"),
+        (changed(rootfs=Rootfs(lower=("/a:b",), upper="/u", work="/w")), "rootfs"),
+        (changed(rootfs=Rootfs(lower=("/a",), upper="/u/../etc", work="/w")), "rootfs"),
+        (changed(cgroups_path="/abs"), "cgroups_path"),
+        (changed(cgroups_path="a/../b"), "cgroups_path"),
+        (changed(binds=(Bind("/x", "/proc", Credentials(1, 1)),)), "binds.destination"),
+        (changed(binds=(Bind("/x", "/usr/lib", Credentials(1, 1)),)), "binds.destination"),
+        (changed(binds=(Bind("/x", "/tmp", Credentials(1, 1)),)), "binds.destination"),
+        (changed(binds=(Bind("/x", "/", Credentials(1, 1)),)), "binds.destination"),
+        (changed(binds=(Bind("relative", "/x", Credentials(1, 1)),)), "binds.source"),
+        (changed(binds=(Bind("/x", "/x", Credentials(1, 1), masked=("../y",)),)), "binds.masked"),
+        (changed(masked_paths=("proc",)), "paths"),
+        (changed(shm_bytes=0), "shm_bytes"),
+        (changed(tmp_bytes=-1), "tmp_bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_spec_that_no_host_should_run_is_refused(spec: Spec, field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        validate(spec)
+    assert caught.value.field == field
+
+
+def test_the_base_spec_is_valid() -> None:
+    validate(SPEC)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, [], {"unknown": 1}, {**to_json(SPEC), "hostname": 3}, {**to_json(SPEC), "shm_bytes": True},
+     {**to_json(SPEC), "rootfs": {"lower": "x"}}, {k: v for k, v in to_json(SPEC).items() if k != "limits"}],
+)  # fmt: skip
+def test_json_that_is_no_spec_is_refused(data: Any) -> None:
+    with pytest.raises(SpecError):
+        from_json(Spec, data)
+
+
+def test_overlay_wants_the_topmost_layer_first_and_follows_no_marks() -> None:
+    options = dict(overlay_options(SPEC.rootfs, ["/low", "/high"]))
+    assert options["lowerdir"] == "/high:/low"
+    assert (options["redirect_dir"], options["metacopy"]) == ("nofollow", "off")
+    assert "volatile" not in options
+    assert ("volatile", None) in overlay_options(
+        dataclasses.replace(SPEC.rootfs, volatile=True), ["/l"]
+    )
+
+
+def test_maps_are_rendered_as_linux_reads_them() -> None:
+    assert render_map(MAPPING) == f"0 {BASE} 65536\n"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/etc", "/etc/x", "/proc/self", "/run/user/0", "/home", "/tmp", "/var/lib/x"]
+)
+def test_system_folders_can_never_be_mounted(path: str) -> None:
+    assert not is_allowed(path, ("/",))
+
+
+def test_allowed_roots_are_folders_and_not_prefixes() -> None:
+    assert is_allowed("/srv/a", ("/srv/a",))
+    assert is_allowed("/srv/a/b", ("/srv/a",))
+    assert not is_allowed("/srv/ab", ("/srv/a",))
+
+
+def test_what_is_masked_in_a_bind_follows_its_mount() -> None:
+    operations = plan_mounts(SPEC)
+    attach = operations.index(Attach(0, "/srv/work"))
+    assert operations[attach + 1] == Mask("/srv/work/.ssh")
+
+
+def test_every_step_of_the_child_has_a_function_in_the_enums_order() -> None:
+    assert tuple(CREATE_STEPS) == CHILD_STEPS
+    assert [s for s in CHILD_STEPS if s in JOIN_STEPS] == list(JOIN_STEPS)
+    assert Step.SECCOMP == CHILD_STEPS[-1] == list(JOIN_STEPS)[-1]
+    assert set(LAUNCHER_STEPS) | set(CHILD_STEPS) | {Step.VERIFY, Step.HAND_OVER} == set(Step)
+
+
+def all_runtime_errors() -> list[type[ContainerError]]:
+    import sandboxruntime
+
+    for module in pkgutil.walk_packages(sandboxruntime.__path__, "sandboxruntime."):
+        if ".guest" not in module.name and not module.name.endswith("launcher"):
+            importlib.import_module(module.name)
+    found, queue = [], [sandboxruntime.errors.ContainerError]
+    while queue:
+        error = queue.pop()
+        found.append(error)
+        queue += error.__subclasses__()
+    return found
+
+
+def test_every_runtime_error_converts_to_a_product_error() -> None:
+    assert {error.__name__ for error in all_runtime_errors()} == set(CONVERSIONS)
+
+
+def test_a_set_up_error_keeps_step_and_errno_on_its_way_to_the_user() -> None:
+    error = SetupError("setup failed at mounts: no", step=Step.MOUNTS, errno=13)
+    for converted in (convert(error), error_from_launcher(encode_error(error))):
+        assert isinstance(converted, KernelStartFailed)
+        assert (converted.step, converted.errno) == ("mounts", 13)
+
+
+def test_a_work_folder_that_cannot_be_opened_is_the_users_error() -> None:
+    error = SpecError("cannot open /x", field="binds.source")
+    assert isinstance(convert(error), WorkFolderError)
+
+
+HOST = dict.fromkeys(NAMESPACES, 1)
+MOUNTINFO = "\n".join(
+    f"1 1 0:1 / {point} rw,nosuid,nodev - {'overlay' if point == '/' else 'tmpfs'} x rw"
+    for point in ["/", "/proc", "/dev", "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
+                  "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run",
+                  "/srv/work"]
+)  # fmt: skip
+GOOD = Facts(
+    namespaces=dict.fromkeys(NAMESPACES, 2),
+    status={
+        "Uid": "\t".join([str(BASE + 1000)] * 4), "Groups": " ", "NoNewPrivs": "1", "Seccomp": "2",
+        **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0000000000000000"),
+    },
+    uid_map=f"0 {BASE} 65536",
+    gid_map=f"0 {BASE} 65536",
+    cgroup="",
+    mountinfo=MOUNTINFO,
+    descriptors={0: "/dev/null", 1: "pipe:[1]", 2: "pipe:[1]", 5: "socket:[2]"},
+    cwd="/",
+    core_limit="0",
+)  # fmt: skip
+
+
+def test_a_confined_process_passes() -> None:
+    check(GOOD, SPEC, HOST)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("namespaces", {"namespaces": {**dict.fromkeys(NAMESPACES, 2), "net": 1}}),
+        ("credentials", {"status": {**GOOD.status, "Uid": "0\t0\t0\t0"}}),
+        ("credentials", {"status": {**GOOD.status, "Groups": "27 "}}),
+        ("id_maps", {"uid_map": "0 0 4294967295"}),
+        ("capabilities", {"status": {**GOOD.status, "CapBnd": "0000000000000001"}}),
+        ("no_new_privs", {"status": {**GOOD.status, "NoNewPrivs": "0"}}),
+        ("seccomp", {"status": {**GOOD.status, "Seccomp": "0"}}),
+        ("descriptors", {"descriptors": {**GOOD.descriptors, 9: "/etc"}}),
+        ("descriptors", {"descriptors": {**GOOD.descriptors, 1: "/sys/fs/cgroup"}}),
+        ("cwd", {"cwd": "/somewhere"}),
+        ("rlimits", {"core_limit": "unlimited"}),
+        ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / /host rw - ext4 x rw"}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw,nosuid", " / / rw")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("/dev/shm", "/dev/shn")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("nodev - tmpfs", "nodev shared:3 - tmpfs")}),
+    ],
+)  # fmt: skip
+def test_any_gap_in_the_confinement_is_found(name: str, facts: dict[str, Any]) -> None:
+    with pytest.raises(VerifyError) as caught:
+        check(dataclasses.replace(GOOD, **facts), SPEC, HOST)
+    assert caught.value.check == name
