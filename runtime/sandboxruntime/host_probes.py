@@ -36,7 +36,7 @@ __all__ = [
 
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
-_SCRATCH = "/tmp"   - covered by a mount that only the probe sees
+_SCRATCH = "/tmp"  # covered by a mount that only the probe sees
 _ANSWER_BYTES = 4096
 _TIMEOUT_MS = 10_000
 
