@@ -1,0 +1,1 @@
+"""Images: OCI documents, the store, the host image and the users' layers."""
