@@ -263,15 +263,24 @@ def _joining_child(context: Context, container_pidfd: int) -> NoReturn:
             confine(context, JOIN_STEPS)
             os.write(context.status_fd, json.dumps({"timings": context.timings}).encode())
             become_program(context.handover_fd, context.exit_fd, context.status_fd)
+    except BaseException as exc:
+        report_failure(context.status_fd, Step.CLONE, exc)
+    _wait_for_joined(context, child)
+
+
+def _wait_for_joined(context: Context, child: int) -> NoReturn:
+    """Outside the PID namespace: pass the wait status on. Nothing of the image runs here."""
+    try:
         os.close(context.status_fd)
         os.close(context.handover_fd)
-        capabilities.drop_all()
+        # Without the check of capabilities.drop_all(): our /proc/self is in another namespace.
+        capabilities.drop_bounding()
+        syscalls.capset(0, 0, 0)
         syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
         _, status = os.waitpid(child, 0)
         os.write(context.exit_fd, struct.pack("i", status))
+    finally:
         os._exit(0)
-    except BaseException as exc:
-        report_failure(context.status_fd, Step.CLONE, exc)
 
 
 def _await_status(status_fd: int) -> dict[str, float]:

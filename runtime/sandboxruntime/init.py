@@ -34,6 +34,7 @@ __all__ = ["CREATE_STEPS", "JOIN_STEPS", "Context", "confine", "report_failure",
 
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
+STATUS_BYTES_MAX = 4000  # one write to a pipe of up to PIPE_BUF bytes is atomic
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 _FORWARDED = (
     signal.SIGTERM,
@@ -236,8 +237,11 @@ def report_failure(status_fd: int, step: Step, exc: BaseException) -> NoReturn:
     notes = "; ".join(getattr(exc, "__notes__", []))
     message = f"{exc} ({notes})" if notes else str(exc)
     record = {"step": step, "errno": code, "message": message or type(exc).__name__}
-    os.write(status_fd, json.dumps(record).encode()[:4000])
-    os._exit(70)  # EX_SOFTWARE
+    try:
+        os.write(status_fd, json.dumps(record).encode()[:STATUS_BYTES_MAX])
+    finally:
+        # A forked copy of the launcher must never get back into the launcher's loop.
+        os._exit(70)  # EX_SOFTWARE
 
 
 def run_init(context: Context) -> NoReturn:

@@ -1,0 +1,364 @@
+"""The Python client: one method a row of the API, typed models, exceptions by error code.
+
+Blocking, standard library HTTP over the unix socket. AsyncSandboxClient runs the same calls in
+threads, for callers with an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from sandboxkernel.errors import DaemonUnavailable, SandboxError, error_from_problem
+from sandboxkernel.models import (
+    DiskUsage,
+    Event,
+    ExecExit,
+    ExecOutput,
+    ExecRequest,
+    ExitInfo,
+    Image,
+    ImageList,
+    ImagePrepare,
+    Kernel,
+    KernelCreate,
+    KernelList,
+    KernelRestart,
+    Progress,
+    PruneReport,
+    SignalRequest,
+    Stats,
+    UserLayer,
+    UserLayerDiff,
+    UserLayerList,
+    Version,
+)
+from sandboxkernel.paths import api_socket_path
+
+__all__ = ["AsyncSandboxClient", "ExitWatch", "SandboxClient"]
+
+CONNECT_TIMEOUT_S = 10.0
+# A first start may build the host image; everything else answers at once.
+REQUEST_TIMEOUT_S = 300.0
+T = TypeVar("T")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over AF_UNIX."""
+
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect to the daemon's socket. Raises DaemonUnavailable."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT_S)
+            sock.connect(str(self._path))
+            sock.settimeout(self._timeout_s)
+        except OSError as exc:
+            sock.close()
+            raise _unavailable(self._path, exc) from exc
+        self.sock = sock
+
+
+def _unavailable(path: Path, exc: OSError) -> DaemonUnavailable:
+    if isinstance(exc, PermissionError):
+        return DaemonUnavailable(
+            f"not allowed to connect to {path}",
+            hint="This daemon serves root only; ask the administrator for a system daemon.",
+        )
+    return DaemonUnavailable(
+        f"no sandboxkernel daemon answers on {path}",
+        hint="Start one as root with `sandboxkerneld` (or its service), or set SANDBOXKERNEL_HOST.",
+    )
+
+
+class ExitWatch:
+    """One open connection on which the end of a kernel's process will be told.
+
+    `poll` costs one select(2): a provisioner calls it ten times a second.
+    """
+
+    def __init__(self, open_connection: Callable[[], http.client.HTTPConnection]) -> None:
+        self._open = open_connection
+        self._connection: http.client.HTTPConnection | None = open_connection()
+        self._exit: ExitInfo | None = None
+
+    def fileno(self) -> int:
+        """Becomes readable at the end; -1 when it has been told."""
+        sock = self._connection.sock if self._connection else None
+        return sock.fileno() if sock is not None else -1
+
+    def poll(self) -> ExitInfo | None:
+        """The end if it has come. Raises DaemonUnavailable when the daemon has gone for good."""
+        if self._exit is None and self._connection is not None:
+            readable, _, _ = select.select([self.fileno()], [], [], 0)
+            if readable:
+                self._exit = self._read()
+        return self._exit
+
+    def wait(self, timeout_s: float | None = None) -> ExitInfo | None:
+        """Block until the end, or for a while."""
+        if self._exit is None and self._connection is not None:
+            select.select([self.fileno()], [], [], timeout_s)
+        return self.poll()
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _read(self) -> ExitInfo:
+        assert self._connection is not None
+        try:
+            response = self._connection.getresponse()
+            data = response.read()
+        except (OSError, http.client.HTTPException) as exc:
+            self.close()
+            raise DaemonUnavailable(
+                "the sandboxkernel daemon went away while the kernel ran",
+                hint="Its administrator may have restarted it; restart the kernel.",
+            ) from exc
+        self.close()
+        if response.status != http.client.OK:
+            raise _problem(response.status, data)
+        return msgspec.json.decode(data, type=ExitInfo)
+
+
+def _problem(status: int, data: bytes) -> SandboxError:
+    try:
+        problem = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return SandboxError(f"the daemon answered {status}: {data[:200]!r}")
+    return error_from_problem(problem)
+
+
+class SandboxClient:
+    """Talks to one daemon. Thread-safe: every call has a connection of its own.
+
+    Raises the exceptions of sandboxkernel.errors, and DaemonUnavailable when nobody answers.
+    """
+
+    def __init__(
+        self, socket_path: Path | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        self.socket_path = socket_path or api_socket_path()
+        self._timeout_s = timeout_s
+
+    def _send(
+        self, method: str, path: str, body: object = None, *, timeout_s: float | None
+    ) -> http.client.HTTPConnection:
+        connection = _UnixConnection(self.socket_path, timeout_s)
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            connection.request(method, path, data, {"Content-Type": "application/json"})
+        except OSError as exc:
+            connection.close()
+            raise _unavailable(self.socket_path, exc) from exc
+        return connection
+
+    def _call(self, method: str, path: str, body: object = None) -> bytes:
+        connection = self._send(method, path, body, timeout_s=self._timeout_s)
+        with contextlib.closing(connection):
+            try:
+                response = connection.getresponse()
+                data = response.read()
+            except (OSError, http.client.HTTPException) as exc:
+                raise DaemonUnavailable(
+                    f"the daemon did not answer {method} {path}: {exc or type(exc).__name__}"
+                ) from exc
+            if response.status >= http.client.BAD_REQUEST:
+                raise _problem(response.status, data)
+            return data
+
+    def _get(self, path: str, model: type[T], **query: object) -> T:
+        text = urlencode({k: v for k, v in query.items() if v is not None})
+        return msgspec.json.decode(self._call("GET", f"{path}?{text}" if text else path), type=model)
+
+    def _stream(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
+        """Lines of a streamed reply; an error line of the daemon is raised."""
+        connection = self._send(method, path, body, timeout_s=None)
+        with contextlib.closing(connection):
+            response = connection.getresponse()
+            if response.status >= http.client.BAD_REQUEST:
+                raise _problem(response.status, response.read())
+            for line in response:
+                if line.startswith(b'{"error":'):
+                    raise error_from_problem(msgspec.json.decode(line)["error"])
+                yield line
+
+    def ping(self) -> None:
+        """Raises DaemonUnavailable unless a daemon answers."""
+        self._call("GET", "/_ping")
+
+    def version(self) -> Version:
+        """Versions and features of the daemon."""
+        return self._get("/v1/version", Version)
+
+    def create(self, request: KernelCreate) -> Kernel:
+        """Start a kernel."""
+        return msgspec.json.decode(self._call("POST", "/v1/kernels", request), type=Kernel)
+
+    def kernels(self) -> Iterator[Kernel]:
+        """Every kernel that the caller may see."""
+        after: str | None = None
+        while True:
+            page = self._get("/v1/kernels", KernelList, after=after)
+            yield from page.kernels
+            after = page.next
+            if after is None:
+                return
+
+    def inspect(self, name: str) -> Kernel:
+        """One kernel with everything known about it."""
+        return self._get(f"/v1/kernels/{quote(name, safe='')}", Kernel)
+
+    def remove(self, name: str) -> None:
+        """Kill a kernel and release everything it holds."""
+        self._call("DELETE", f"/v1/kernels/{quote(name, safe='')}")
+
+    def restart(self, name: str, request: KernelRestart) -> Kernel:
+        """End what runs and start again on the same sockets."""
+        path = f"/v1/kernels/{quote(name, safe='')}/restart"
+        return msgspec.json.decode(self._call("POST", path, request), type=Kernel)
+
+    def signal(self, name: str, signum: int) -> None:
+        """Signal the kernel's process group."""
+        self._verb(name, "signal", SignalRequest(signal=signum))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for everything in the sandbox; returns when it has ended."""
+        self._verb(name, "kill")
+
+    def stop(self, name: str, timeout_s: int = 10) -> None:
+        """SIGTERM, and SIGKILL after `timeout_s`."""
+        self._verb(name, f"stop?timeout={timeout_s}")
+
+    def pause(self, name: str) -> None:
+        """Freeze a sandbox."""
+        self._verb(name, "pause")
+
+    def unpause(self, name: str) -> None:
+        """Let a paused sandbox go on."""
+        self._verb(name, "unpause")
+
+    def _verb(self, name: str, verb: str, body: object = None) -> None:
+        self._call("POST", f"/v1/kernels/{quote(name, safe='')}/{verb}", body)
+
+    def watch_exit(self, name: str, generation: int) -> ExitWatch:
+        """Watch the end of a start; the request is on its way when this returns."""
+        path = f"/v1/kernels/{quote(name, safe='')}/wait?generation={generation}"
+        return ExitWatch(lambda: self._send("GET", path, timeout_s=None))
+
+    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
+        """Output of the kernel's processes in pieces."""
+        query = urlencode({"follow": int(follow)} | ({} if tail is None else {"tail": tail}))
+        path = f"/v1/kernels/{quote(name, safe='')}/logs?{query}"
+        connection = self._send("GET", path, timeout_s=None)
+        with contextlib.closing(connection):
+            response = connection.getresponse()
+            if response.status >= http.client.BAD_REQUEST:
+                raise _problem(response.status, response.read())
+            while chunk := response.read1(65536):
+                yield chunk
+
+    def stats(self, name: str) -> Stats:
+        """What the sandbox uses now."""
+        return self._get(f"/v1/kernels/{quote(name, safe='')}/stats", Stats)
+
+    def stream_stats(self, name: str) -> Iterator[Stats]:
+        """What the sandbox uses, every second until it ends."""
+        path = f"/v1/kernels/{quote(name, safe='')}/stats?stream=1"
+        for line in self._stream("GET", path):
+            yield msgspec.json.decode(line, type=Stats)
+
+    def exec(
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: str = "",
+    ) -> Iterator[ExecOutput | ExecExit]:
+        """Run a program inside; its output as it comes, then its exit code."""
+        request = ExecRequest(argv=argv, env=env or {}, cwd=cwd, stdin=stdin)
+        path = f"/v1/kernels/{quote(name, safe='')}/exec"
+        for line in self._stream("POST", path, request):
+            if line.startswith(b'{"exit_code"'):
+                yield msgspec.json.decode(line, type=ExecExit)
+            else:
+                yield msgspec.json.decode(line, type=ExecOutput)
+
+    def events(self, *, follow: bool = False, since: str | None = None) -> Iterator[Event]:
+        """What happened, and with `follow` what happens."""
+        query = urlencode({"follow": int(follow)} | ({"since": since} if since else {}))
+        for line in self._stream("GET", f"/v1/events?{query}"):
+            yield msgspec.json.decode(line, type=Event)
+
+    def images(self) -> list[Image]:
+        """The images of the store."""
+        return self._get("/v1/images", ImageList).images
+
+    def image(self, ref: str) -> Image:
+        """One image."""
+        return self._get(f"/v1/images/{quote(ref, safe='')}", Image)
+
+    def remove_image(self, ref: str) -> None:
+        """Remove an image; administrators only."""
+        self._call("DELETE", f"/v1/images/{quote(ref, safe='')}")
+
+    def prepare_image(self, ref: str = "host", *, refresh: bool = False) -> Iterator[Progress | Image]:
+        """Make an image ready; progress, then the image."""
+        request = ImagePrepare(ref=ref, refresh=refresh)
+        for line in self._stream("POST", "/v1/images/prepare", request):
+            if line.startswith(b'{"phase"'):
+                yield msgspec.json.decode(line, type=Progress)
+            else:
+                yield msgspec.json.decode(line, type=Image)
+
+    def layers(self, user: str = "me") -> list[UserLayer]:
+        """User layers of `me`, a uid, or `all`."""
+        return self._get(f"/v1/users/{quote(user, safe='')}/layers", UserLayerList).layers
+
+    def layer_diff(self, lineage: str, *, user: str = "me", limit: int = 1000) -> UserLayerDiff:
+        """What a user layer changes."""
+        path = f"/v1/users/{quote(user, safe='')}/layers/{quote(lineage, safe='')}/diff"
+        return self._get(path, UserLayerDiff, limit=limit)
+
+    def reset_layer(self, lineage: str, *, user: str = "me") -> None:
+        """Delete a user layer; refused while in use."""
+        self._call("DELETE", f"/v1/users/{quote(user, safe='')}/layers/{quote(lineage, safe='')}")
+
+    def disk_usage(self) -> DiskUsage:
+        """Disk blocks in use; administrators only."""
+        return self._get("/v1/system/df", DiskUsage)
+
+    def prune(self, *, dry_run: bool = False) -> PruneReport:
+        """Remove what nothing uses; administrators only."""
+        data = self._call("POST", f"/v1/system/prune?dry_run={int(dry_run)}")
+        return msgspec.json.decode(data, type=PruneReport)
+
+
+class AsyncSandboxClient:
+    """The blocking client's calls, run in threads: `await client.call("inspect", name)`."""
+
+    def __init__(self, client: SandboxClient) -> None:
+        self._client = client
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a method of SandboxClient without blocking the event loop."""
+        return await asyncio.to_thread(getattr(self._client, method), *args, **kwargs)

@@ -1,0 +1,327 @@
+"""The kernel provisioner: Jupyter's side of a sandbox.
+
+Called by jupyter_client's KernelManager (provisioning/provisioner_base.py), by the same instance
+across restarts. Traps that shaped it: `poll` runs ten times a second, so it must not talk to the
+daemon; the `restart` argument of kill and terminate lies, so only `cleanup` discards; a manager
+gives up waiting after five seconds, so a launch must cope with a kernel that still dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.provisioning import KernelProvisionerBase
+from traitlets import Bool, Float, Integer, List, Unicode, Union
+
+from sandboxkernel import units
+from sandboxkernel.client import ExitWatch, SandboxClient
+from sandboxkernel.environment import select_environment
+from sandboxkernel.errors import (
+    DaemonUnavailable,
+    KernelNotFound,
+    KernelNotRunning,
+    LimitError,
+    SandboxError,
+)
+from sandboxkernel.launch_daemon import ensure_daemon
+from sandboxkernel.models import ExitInfo, IoLimit, Kernel, KernelCreate, KernelRestart, Limits
+
+__all__ = ["SandboxProvisioner"]
+
+POLL_S = 0.02  # wait() looks this often when the event loop cannot watch a descriptor
+
+
+def _size(text: str) -> Any:
+    return Union([Integer(), Unicode()], default_value=None, allow_none=True, help=text).tag(
+        config=True
+    )
+
+
+class SandboxProvisioner(KernelProvisionerBase):
+    """Starts each kernel in a sandbox of its own, through the sandboxkernel daemon.
+
+    Limits are wishes: the daemon lowers them to what the profile and the caller's grants allow.
+    """
+
+    profile = Unicode(
+        None, allow_none=True, help="Profile of the administrator's configuration, e.g. bio101."
+    ).tag(config=True)
+    memory = _size('Memory cap, e.g. "2G".')
+    swap = _size("Swap on top of memory.")
+    shm = _size("Size of /dev/shm.")
+    tmp = _size("Size of /tmp.")
+    io_read = _size("Disk reads, bytes per second.")
+    io_write = _size("Disk writes, bytes per second.")
+    cpus = Float(None, allow_none=True, help="CPU cap in cores, e.g. 0.5.").tag(config=True)
+    pids = Integer(None, allow_none=True, help="Processes and threads.").tag(config=True)
+    ephemeral = Bool(False, help="Throw the sandbox's layer away at its end.").tag(config=True)
+    work_folder = Unicode(
+        None,
+        allow_none=True,
+        help="Folder to mount; the notebook must lie in it. Default: the notebook's folder.",
+    ).tag(config=True)
+    pass_env = List(
+        Unicode(), help='Variables of the server that the kernel may see, e.g. ["COURSE_*"].'
+    ).tag(config=True)
+
+    _client: SandboxClient | None = None
+    _kernel: Kernel | None = None
+    _watch: ExitWatch | None = None
+    _exit: ExitInfo | None = None
+    _running: bool = False
+
+    @property
+    def has_process(self) -> bool:
+        """True from launch_kernel until wait has seen the end."""
+        return self._running
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Settle encryption and environment. Called before every launch, restarts included."""
+        extra_arguments = list(kwargs.pop("extra_arguments", None) or [])
+        encryption = kwargs.pop(
+            "transport_encryption", getattr(self.parent, "transport_encryption", "disabled")
+        )
+        self._settle_encryption(encryption)
+        self._tell_reason("")
+        kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
+        kwargs["extra_arguments"] = extra_arguments
+        return kwargs
+
+    def _settle_encryption(self, wanted: Any) -> None:
+        """CurveZMQ keys as LocalProvisioner makes them; kept across restarts.
+
+        The manager checks nothing after us: without keys, `required` would be silently plain.
+        """
+        manager = self.parent
+        if manager is None or not hasattr(manager, "_transport_encryption_policy"):
+            return
+        policy = manager._transport_encryption_policy(wanted)
+        if policy == "disabled":
+            return
+        supported = policy == "required" or manager._kernel_supports_curve_encryption()
+        if supported and manager.curve_publickey is None:
+            manager.curve_publickey, manager.curve_secretkey = zmq.curve_keypair()
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+        """Start the sandbox, or start it again; returns the connection info, which is the truth.
+
+        `cmd` is for the host and is not used: the image has its own interpreter. Errors carry a
+        text for the person who opened the notebook; JupyterLab shows it in its dialog.
+        """
+        del cmd
+        self._forget_process()
+        env = select_environment(
+            kwargs.get("env") or dict(os.environ),
+            server=os.environ,
+            kernelspec=self.kernel_spec.env,
+            chosen=self.pass_env,
+        )
+        cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        arguments = kwargs.get("extra_arguments") or []
+        if self._client is None:
+            self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
+        kernel = await self._restart(env, cwd, arguments) if self._kernel else None
+        if kernel is None:
+            kernel = await self._call("create", self._request(env, cwd, arguments))
+        self._kernel = kernel
+        self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
+        self._running = True
+        self.connection_info = self._connection_info(kernel)
+        return self.connection_info
+
+    async def _restart(self, env: dict[str, str], cwd: str, arguments: list[str]) -> Kernel | None:
+        """The same sandbox with a new process; None when the daemon does not know it any more."""
+        assert self._kernel is not None
+        request = KernelRestart(cwd=cwd, env=env, extra_arguments=arguments)
+        try:
+            kernel: Kernel = await self._call("restart", self._kernel.id, request)
+            return kernel
+        except KernelNotFound:
+            return None
+
+    def _request(self, env: dict[str, str], cwd: str, arguments: list[str]) -> KernelCreate:
+        session = self.parent.session
+        curve = [getattr(self.parent, f"curve_{kind}key", None) for kind in ("public", "secret")]
+        public, secret = [key.decode() if isinstance(key, bytes) else key for key in curve]
+        return KernelCreate(
+            kernel_id=self.kernel_id or self.parent.kernel_id,
+            kernel_name=self.parent.kernel_name or "",
+            profile=self.profile or None,
+            limits=self._limits(),
+            cwd=cwd,
+            work_folder=os.path.abspath(self.work_folder) if self.work_folder else None,
+            env=env,
+            extra_arguments=arguments,
+            ephemeral=self.ephemeral,
+            key=session.key.decode(),
+            signature_scheme=session.signature_scheme,
+            curve_publickey=public,
+            curve_secretkey=secret,
+        )
+
+    def _limits(self) -> Limits:
+        sizes = {
+            f"{name}_bytes": units.parse_size(getattr(self, name), field=name)
+            for name in ("memory", "swap", "shm", "tmp")
+            if getattr(self, name) is not None
+        }
+        rates = {
+            f"{name}_bytes_per_s": units.parse_size(value, field=f"io_{name}")
+            for name in ("read", "write")
+            if (value := getattr(self, f"io_{name}")) is not None
+        }
+        if self.pids is not None and self.pids < 1:
+            raise LimitError(f"pids is {self.pids}, not 1 or more", field="pids")
+        return Limits(
+            **sizes, cpus=self.cpus, pids=self.pids, io=IoLimit(**rates) if rates else None
+        )
+
+    def _connection_info(self, kernel: Kernel) -> dict[str, Any]:
+        assert kernel.connection is not None
+        connection = kernel.connection
+        info: dict[str, Any] = {
+            "transport": connection.transport,
+            "ip": connection.ip,
+            "shell_port": connection.shell_port,
+            "iopub_port": connection.iopub_port,
+            "stdin_port": connection.stdin_port,
+            "control_port": connection.control_port,
+            "hb_port": connection.hb_port,
+            "key": self.parent.session.key,
+            "signature_scheme": self.parent.session.signature_scheme,
+            "kernel_name": self.parent.kernel_name or "",
+        }
+        if getattr(self.parent, "curve_publickey", None) is not None:
+            info["curve_publickey"] = self.parent.curve_publickey
+            info["curve_secretkey"] = self.parent.curve_secretkey
+        return info
+
+    async def poll(self) -> int | None:
+        """The exit code, or None while it runs: one select(2), no request."""
+        if self._exit is None and self._watch is not None:
+            try:
+                self._exit = self._watch.poll()
+            except DaemonUnavailable as exc:
+                self._exit = ExitInfo(reason="signaled", signal=9, message=str(exc))
+            except KernelNotFound:
+                self._exit = ExitInfo(reason="signaled", signal=9, message="removed", asked=True)
+            if self._exit is not None:
+                self._on_exit(self._exit)
+        if self._exit is not None:
+            return self._exit.returncode()
+        return None if self._running else 0
+
+    async def wait(self) -> int | None:
+        """Return once the process has ended."""
+        while (code := await self.poll()) is None:
+            await asyncio.sleep(POLL_S)
+        self._running = False
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel's process group. A kernel that has ended is not an error."""
+        if signum == 0:
+            return
+        if self._kernel is None or await self.poll() is not None:
+            return
+        try:
+            await self._call("signal", self._kernel.id, signum)
+        except (KernelNotFound, KernelNotRunning, DaemonUnavailable) as exc:
+            self.log.debug("signal %s not sent: %s", signum, exc)
+
+    async def kill(self, restart: bool = False) -> None:
+        """SIGKILL for everything in the sandbox."""
+        if self._kernel is None or await self.poll() is not None:
+            return
+        try:
+            await self._call("kill", self._kernel.id)
+        except (KernelNotFound, KernelNotRunning, DaemonUnavailable) as exc:
+            self.log.debug("kernel %s not killed: %s", self.kernel_id, exc)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """SIGTERM for the kernel's process group."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Release the sandbox unless a restart follows. The only place that discards anything."""
+        if restart or self._kernel is None:
+            return
+        kernel_id = self._kernel.id
+        self._forget_process()
+        self._kernel = None
+        try:
+            await self._call("remove", kernel_id)
+        except (KernelNotFound, DaemonUnavailable) as exc:
+            self.log.debug("kernel %s not removed: %s", self.kernel_id, exc)
+
+    def resolve_path(self, path_str: str) -> str | None:
+        """Paths are the same inside and outside; what is not mounted does not exist here."""
+        path = Path(path_str)
+        if not path.is_absolute() and self._kernel is not None and self._kernel.cwd:
+            path = Path(os.path.normpath(Path(self._kernel.cwd) / path))
+        folder = self.work_folder or (self._kernel.cwd if self._kernel else None)
+        if folder is None or not path.is_relative_to(folder) or not path.exists():
+            return None
+        return path.as_posix()
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """What load_provisioner_info needs to re-attach, as JSON types."""
+        info = await super().get_provisioner_info()
+        connection = dict(info["connection_info"])
+        for name, value in connection.items():
+            if isinstance(value, bytes):
+                connection[name] = value.decode()
+        info["connection_info"] = connection
+        if self._kernel is not None:
+            info["sandbox_id"] = self._kernel.id
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Attach to a running sandbox. Raises KernelNotFound when it is gone."""
+        await super().load_provisioner_info(provisioner_info)
+        connection = dict(provisioner_info["connection_info"])
+        if isinstance(connection.get("key"), str):
+            connection["key"] = connection["key"].encode()
+        self.connection_info = connection
+        sandbox_id = provisioner_info.get("sandbox_id")
+        if sandbox_id is None:
+            return
+        self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
+        kernel: Kernel = await self._call("inspect", sandbox_id)
+        self._forget_process()
+        self._kernel = kernel
+        self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
+        self._running = True
+
+    def _on_exit(self, exit_info: ExitInfo) -> None:
+        if exit_info.asked or exit_info.code == 0:
+            return
+        text = f"kernel ended: {exit_info.message}"
+        self.log.warning("%s (kernel %s)", text, self.kernel_id)
+        self._tell_reason(text)
+
+    def _tell_reason(self, text: str) -> None:
+        # jupyter_server's manager serves this at /api/kernels; a plain manager has no such trait.
+        if self.parent is not None and self.parent.has_trait("reason"):
+            self.parent.reason = text
+
+    def _forget_process(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._exit = None
+        self._running = False
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """A blocking call of the client, off the event loop, so that starts run in parallel."""
+        assert self._client is not None
+        try:
+            return await asyncio.to_thread(getattr(self._client, method), *arguments)
+        except SandboxError as exc:
+            self.log.debug("%s failed: %s", method, exc)
+            raise
