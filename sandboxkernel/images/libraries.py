@@ -100,8 +100,9 @@ def plan_libraries(
         info = read_elf(source)
         if info is None or (info.bits, info.machine) != (finder.bits, finder.machine):
             continue
-        if info.interpreter is not None and not _has(plan, below, info.interpreter):
-            plan_host_path(plan, info.interpreter)
+        loader = info.interpreter
+        if loader is not None and not _has_source(plan, below, os.path.realpath(loader)):
+            plan_host_path(plan, loader)
         origin = posixpath.dirname(source)
         paths = _search_paths(info, origin)
         for name in info.needed:

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import List  # noqa: UP035 -- the method ImageStore.list hides the builtin
 
 from sandboxkernel.errors import ImageError, SandboxError
 from sandboxkernel.images.digest import Digest
@@ -42,7 +41,7 @@ from sandboxkernel.images.references import (
     ref_of,
     with_entry,
 )
-from sandboxkernel.images.removal import remove_tree, tree_usage
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.images.staging import (
     FULL_DISK,
     Stage,
@@ -53,9 +52,9 @@ from sandboxkernel.images.staging import (
     storage_errors,
     sync_directory,
 )
-from sandboxkernel.models import PruneReport
+from sandboxkernel.images.treewalk import measure_tree
 
-__all__ = ["ImageStore", "StoreUsage", "StoredImage"]
+__all__ = ["ImageStore", "StoredImage"]
 
 _STORED_AT = "org.sandboxkernel.stored-at"
 _LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
@@ -80,15 +79,6 @@ class StoredImage:
     layers: tuple[Digest, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StoreUsage:
-    """Allocated bytes (st_blocks) of the whole store, and of what a prune would free."""
-
-    images: int
-    size_bytes: int
-    reclaimable_bytes: int
-
-
 class ImageStore:
     """One store on disk. Safe for several processes and threads at once."""
 
@@ -108,7 +98,7 @@ class ImageStore:
         """
         return self._load(find_descriptor(self._index().manifests, ref))
 
-    def list(self) -> List[StoredImage]:
+    def list(self) -> tuple[StoredImage, ...]:
         """All images, sorted by name; damaged ones are left out (verify names the damage)."""
         images = []
         for descriptor in self._index().manifests:
@@ -116,9 +106,10 @@ class ImageStore:
                 images.append(self._load(descriptor))
             except SandboxError:
                 continue  # one broken image must not hide the others
-        return sorted(images, key=lambda image: (image.ref.startswith("sha256:"), image.ref))
+        by_name = sorted(images, key=lambda image: (image.ref.startswith("sha256:"), image.ref))
+        return tuple(by_name)
 
-    def verify(self, ref: str) -> List[str]:
+    def verify(self, ref: str) -> tuple[str, ...]:
         """Hash an image's blobs and unpacked trees again; return what is wrong, one per line.
 
         Takes seconds. Raises RequestError or ImageNotFound.
@@ -127,7 +118,7 @@ class ImageStore:
         try:
             manifest, config = self._documents(descriptor)
         except SandboxError as exc:
-            return [exc.message]
+            return (exc.message,)
         problems = []
         for layer in manifest.layers:
             path = self._blobs / Digest.parse(layer.digest).hex
@@ -139,14 +130,11 @@ class ImageStore:
                 problems.append(f"layer {diff_id} is not unpacked")
             elif str(digest_tree(tree)) != diff_id:
                 problems.append(f"unpacked layer {diff_id} was changed")
-        return problems
+        return tuple(problems)
 
-    def disk_usage(self) -> StoreUsage:
-        """What the store occupies, and what prune would free if no image were in use."""
-        garbage = self._garbage(self._named(self._index()))
-        free = sum(tree_usage(path).size_bytes for path in self._paths(garbage))
-        total = tree_usage(self.root).size_bytes
-        return StoreUsage(len(self._index().manifests), total, free)
+    def disk_usage(self) -> int:
+        """Bytes that the store occupies on disk (st_blocks), everything included."""
+        return measure_tree(self.root).size_bytes
 
     # Writing
 
@@ -231,21 +219,25 @@ class ImageStore:
             self._shrink(index_of(remaining))
         return image
 
-    def prune(self, *, dry_run: bool, in_use: frozenset[str] = frozenset()) -> PruneReport:
-        """Remove nameless images, except digests `in_use`, and whatever no image needs."""
+    def prune(
+        self, *, dry_run: bool, in_use: frozenset[str] | None = None
+    ) -> tuple[Sequence[str], int]:
+        """Remove nameless images and whatever no image needs; return what, and bytes freed.
+
+        `in_use` are digests of images that sandboxes run from; None says that the caller does
+        not know, and then nameless images stay too.
+        """
         if not self.root.is_dir():
-            return PruneReport(removed=[], freed_bytes=0, dry_run=dry_run)
+            return (), 0
         with storage_errors("prune images"), self._exclusively():
             index = self._index()
-            kept = self._named(index, in_use)
+            kept = index if in_use is None else self._named(index, in_use)
             paths = self._paths(self._garbage(kept))
-            freed = sum(tree_usage(path).size_bytes for path in paths)
+            freed = sum(measure_tree(path).size_bytes for path in paths)
             gone = [d.digest for d in index.manifests if d not in kept.manifests]
-            removed = gone + [str(path.relative_to(self.root)) for path in paths]
             if not dry_run:
-                freed += sum(tree_usage(p).size_bytes for p in self._tmp.iterdir())
                 self._shrink(kept)
-        return PruneReport(removed=removed, freed_bytes=freed, dry_run=dry_run)
+        return (*gone, *(str(path.relative_to(self.root)) for path in paths)), freed
 
     # Internals
 
@@ -270,7 +262,7 @@ class ImageStore:
             return index_of(())
         return decode_document(content, Index, "index.json of the image store")
 
-    def _named(self, index: Index, in_use: frozenset[str] = frozenset()) -> Index:
+    def _named(self, index: Index, in_use: frozenset[str]) -> Index:
         kept = (
             d for d in index.manifests if REF_NAME_ANNOTATION in d.annotations or d.digest in in_use
         )
@@ -377,11 +369,11 @@ class ImageStore:
         contents = Contents(frozenset(_names(self._blobs)), frozenset(_names(self._unpacked)))
         return plan_collection(index, reachable, contents)
 
-    def _paths(self, garbage: Garbage) -> List[Path]:
-        return [
+    def _paths(self, garbage: Garbage) -> tuple[Path, ...]:
+        return (
             *(self._blobs / name for name in garbage.blobs),
             *(self._unpacked / name for name in garbage.trees),
-        ]
+        )
 
     def _delete(self, garbage: Garbage) -> None:
         # Blobs first: on a full disk they free the block that the renames below may need.
