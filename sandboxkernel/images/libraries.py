@@ -101,8 +101,8 @@ def plan_libraries(
         if info is None or (info.bits, info.machine) != (finder.bits, finder.machine):
             continue
         loader = info.interpreter
-        if loader is not None and not _has_source(plan, below, os.path.realpath(loader)):
-            plan_host_path(plan, loader)
+        if loader is not None and not _has(plan, below, _without_links_above(loader)):
+            plan_host_path(plan, loader)  # the path in PT_INTERP is a link on most hosts
         origin = posixpath.dirname(source)
         paths = _search_paths(info, origin)
         for name in info.needed:
@@ -140,9 +140,13 @@ def _add(
             return False
         if not _has(plan, below, f"{finder.link_dir}/{name}"):
             plan.add(f"{finder.link_dir}/{name}", Symlink(os.path.realpath(found)))
-    if not _has(plan, below, os.path.realpath(posixpath.dirname(found)) + "/" + name):
+    if not _has(plan, below, _without_links_above(found)):
         pending.append((plan_host_path(plan, found), found))
     return True
+
+
+def _without_links_above(path: str) -> str:
+    return f"{os.path.realpath(posixpath.dirname(path))}/{posixpath.basename(path)}"
 
 
 def _may_be_elf(path: str, executable: bool) -> bool:
