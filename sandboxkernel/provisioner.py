@@ -123,11 +123,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         )
         cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
         arguments = kwargs.get("extra_arguments") or []
-        if self._client is None:
-            self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
         kernel = await self._restart(env, cwd, arguments) if self._kernel else None
         if kernel is None:
-            kernel = await self._call("create", self._request(env, cwd, arguments))
+            kernel = await self._create(self._request(env, cwd, arguments))
         self._kernel = kernel
         self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
         self._running = True
@@ -143,6 +141,16 @@ class SandboxProvisioner(KernelProvisionerBase):
             return kernel
         except KernelNotFound:
             return None
+
+    async def _create(self, request: KernelCreate) -> Kernel:
+        """Start a sandbox; a daemon is started first where none answers and we may."""
+        self._client = self._client or SandboxClient()
+        try:
+            kernel: Kernel = await self._call("create", request)
+        except DaemonUnavailable:
+            self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
+            kernel = await self._call("create", request)
+        return kernel
 
     def _request(self, env: dict[str, str], cwd: str, arguments: list[str]) -> KernelCreate:
         session = self.parent.session

@@ -14,6 +14,7 @@ forget   upper                                             released: bool
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -194,6 +195,9 @@ def main() -> None:
         fail_at=Step(fault) if fault else None,
     )
     host.seccomp_program("notebook")
+    # Every child is a copy of this process: a collection in it would copy every page.
+    gc.disable()
+    gc.freeze()
     send_message(sock, {"event": "ready", "pid": os.getpid()})
     Launcher(sock, host).run()
 
