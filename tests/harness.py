@@ -50,7 +50,9 @@ if {keep_capabilities!r}:
         syscalls.prctl(8, 1)  # PR_SET_KEEPCAPS
         os.setresgid(*[context.spec.process.gid] * 3)
         os.setresuid(*[context.spec.process.uid] * 3)
-        syscalls.capset((1 << 41) - 1, (1 << 41) - 1, 0)
+        syscalls.capset((1 << 41) - 1, (1 << 41) - 1, (1 << 41) - 1)
+        for capability in range(41):  # ambient: an exec as another uid keeps them
+            syscalls.prctl(47, 2, capability)
     init.CREATE_STEPS[init.Step.CREDENTIALS] = credentials
 launcher.main()
 """

@@ -112,7 +112,9 @@ def start_once(peer: Peer) -> tuple[float, float]:
     return taken, time.perf_counter() - stopping
 
 
-def bootstrap_ratio(ours: list[float], theirs: list[float], rounds: int = 2000) -> tuple[float, float]:
+def bootstrap_ratio(
+    ours: list[float], theirs: list[float], rounds: int = 2000
+) -> tuple[float, float]:
     """95 % interval of the ratio of medians, resampling blocks."""
     chooser = random.Random(1)
     ratios = []

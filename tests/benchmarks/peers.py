@@ -203,9 +203,13 @@ def dockerd(rootfs: Path) -> Any:
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while subprocess.run(["docker", "-H", host, "version"], capture_output=True, check=False).returncode:
+        while subprocess.run(
+            ["docker", "-H", host, "version"], capture_output=True, check=False
+        ).returncode:
             if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(f"dockerd did not start:\n{(directory / 'log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"dockerd did not start:\n{(directory / 'log').read_text()[-2000:]}"
+                )
             time.sleep(0.2)
         with subprocess.Popen(["tar", "-C", str(rootfs), "-c", "."], stdout=subprocess.PIPE) as tar:
             subprocess.run(["docker", "-H", host, "import", "-", "sk-bench:latest"],
