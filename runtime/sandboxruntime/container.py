@@ -114,75 +114,90 @@ def _setup_error(step: str, code: int, message: str) -> SetupError:
     return SetupError(f"setup failed at {step}: {message}", step=Step(step), errno=code)
 
 
+class _Pipe:
+    """A pipe whose ends are closed exactly once, early or with the stack."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.read, self.write = os.pipe2(os.O_CLOEXEC)
+        stack.callback(self.close)
+
+    def close_write(self) -> None:
+        """Close the write end: the reader sees its end."""
+        if self.write >= 0:
+            os.close(self.write)
+            self.write = -1
+
+    def take_read(self) -> int:
+        """Pass the read end on to another owner."""
+        fd, self.read = self.read, -1
+        return fd
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.close_write()
+        if self.read >= 0:
+            os.close(self.take_read())
+
+
 def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Container:
     """Make a container up to the point where its process waits for the hand-over.
 
     Borrows both descriptors. On failure raises a ContainerError and leaves nothing behind.
     """
     timer = _Timer(host.fail_at)
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as temporary:
         with timer.step(Step.VALIDATE):
             validate(spec)
             program = host.seccomp_program(spec.seccomp_profile)
         with timer.step(Step.CGROUP):
             cgroup = Cgroup.create(host.layout, spec.cgroups_path, spec.limits)
             undo.callback(_remove_cgroup, cgroup)
-        with timer.step(Step.ROOTFS):
-            root_fd = host.mounts.open_rootfs(spec)
-            undo.callback(host.mounts.release_rootfs, spec)
-        with contextlib.ExitStack() as temporary:
-            temporary.callback(os.close, root_fd)
-            with timer.step(Step.BINDS):
-                bind_fds = []
-                for bind in spec.binds:
-                    bind_fds.append(host.mounts.open_bind(bind, spec))
-                    temporary.callback(os.close, bind_fds[-1])
             cgroup_fds = cgroup.entry_fds()
             cgroup_fd = _open_cgroup(cgroup, cgroup_fds, temporary)
-            status_read, status_write = os.pipe()
-            temporary.callback(os.close, status_read)
-            exit_read, exit_write = os.pipe()
-            undo.callback(os.close, exit_read)
-            go_read, go_write = os.pipe()
-            with timer.step(Step.CLONE):
-                context = Context(
-                    spec=spec,
-                    status_fd=status_write,
-                    handover_fd=handover_fd,
-                    exit_fd=exit_write,
-                    log_fd=log_fd,
-                    cgroup_fds=cgroup_fds,
-                    seccomp_program=program,
-                    root_fd=root_fd,
-                    bind_fds=bind_fds,
-                    fail_at=host.fail_at,
-                )
-                try:
-                    pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup_fd=cgroup_fd)
-                    if pid == 0:
-                        _child(context, go_read, host.mounts.attach_point)
-                finally:
-                    for fd in (status_write, exit_write, go_read):
-                        os.close(fd)
+        with timer.step(Step.ROOTFS):
+            root_fd = host.mounts.open_rootfs(spec)
+            temporary.callback(os.close, root_fd)
+            undo.callback(host.mounts.release_rootfs, spec)
+        with timer.step(Step.BINDS):
+            bind_fds = []
+            for bind in spec.binds:
+                bind_fds.append(host.mounts.open_bind(bind, spec))
+                temporary.callback(os.close, bind_fds[-1])
+        with timer.step(Step.CLONE):
+            status, ending, go = (_Pipe(temporary) for _ in range(3))
+            context = Context(
+                spec=spec,
+                status_fd=status.write,
+                handover_fd=handover_fd,
+                exit_fd=ending.write,
+                log_fd=log_fd,
+                cgroup_fds=cgroup_fds,
+                seccomp_program=program,
+                root_fd=root_fd,
+                bind_fds=bind_fds,
+                fail_at=host.fail_at,
+            )
+            pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup_fd=cgroup_fd)
+            if pid == 0:
+                _child(context, go, host.mounts.attach_point)
             undo.callback(_kill_and_reap, pidfd)
-            try:
-                with timer.step(Step.IDMAP):
-                    write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
-                    os.write(go_write, b"g")
-            finally:
-                os.close(go_write)
-            timings = _await_status(status_read)
+            status.close_write()
+            ending.close_write()
+        with timer.step(Step.IDMAP):
+            write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
+            os.write(go.write, b"g")
+        timings = _await_status(status.read)
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
-    return Container(
-        spec=spec,
-        pid=pid,
-        pidfd=pidfd,
-        exit_fd=exit_read,
-        oom_fd=oom_fd,
-        cgroup=cgroup,
-        timings={**timer.timings, **timings},
-    )
+        return Container(
+            spec=spec,
+            pid=pid,
+            pidfd=pidfd,
+            exit_fd=ending.take_read(),
+            oom_fd=oom_fd,
+            cgroup=cgroup,
+            timings={**timer.timings, **timings},
+        )
 
 
 def _open_cgroup(cgroup: Cgroup, entry_fds: list[int], stack: contextlib.ExitStack) -> int:
@@ -195,13 +210,14 @@ def _open_cgroup(cgroup: Cgroup, entry_fds: list[int], stack: contextlib.ExitSta
     return directory_fd
 
 
-def _child(context: Context, go_fd: int, attach_point: str) -> NoReturn:
+def _child(context: Context, go: _Pipe, attach_point: str) -> NoReturn:
     """The first instructions of pid 1, until its ids are mapped."""
     try:
         syscalls.prctl(PR_SET_DUMPABLE, 0)
         # Opened as host root, the owner of the staging directory; soon we are somebody else.
         context.attach_fd = os.open(attach_point, os.O_PATH | os.O_DIRECTORY)
-        if os.read(go_fd, 1) != b"g":
+        go.close_write()
+        if os.read(go.read, 1) != b"g":
             os._exit(70)  # the launcher failed at the map and has said so
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
@@ -222,32 +238,27 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
     with contextlib.ExitStack() as temporary:
         cgroup_fds = container.cgroup.entry_fds()
         cgroup_fd = _open_cgroup(container.cgroup, cgroup_fds, temporary)
-        status_read, status_write = os.pipe()
-        temporary.callback(os.close, status_read)
-        exit_read, exit_write = os.pipe()
+        status, ending = (_Pipe(temporary) for _ in range(2))
         context = Context(
             spec=container.spec,
-            status_fd=status_write,
+            status_fd=status.write,
             handover_fd=handover_fd,
-            exit_fd=exit_write,
+            exit_fd=ending.write,
             log_fd=output_fd,
             cgroup_fds=cgroup_fds,
             seccomp_program=host.seccomp_program(container.spec.seccomp_profile),
         )
+        pid, pidfd = syscalls.clone3(CloneFlag(0), cgroup_fd=cgroup_fd)
+        if pid == 0:
+            _joining_child(context, container.pidfd)
+        status.close_write()
+        ending.close_write()
         try:
-            pid, pidfd = syscalls.clone3(CloneFlag(0), cgroup_fd=cgroup_fd)
-            if pid == 0:
-                _joining_child(context, container.pidfd)
-        finally:
-            os.close(status_write)
-            os.close(exit_write)
-        try:
-            _await_status(status_read)
+            _await_status(status.read)
         except BaseException:
             _kill_and_reap(pidfd)
-            os.close(exit_read)
             raise
-    return Joined(container.spec.container_id, pidfd, exit_read)
+        return Joined(container.spec.container_id, pidfd, ending.take_read())
 
 
 def _joining_child(context: Context, container_pidfd: int) -> NoReturn:

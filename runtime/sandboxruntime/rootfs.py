@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,14 +95,12 @@ class MountFactory:
         return fd
 
     def release_rootfs(self, spec: Spec) -> None:
-        """Give back one use. Volatile overlays are unmounted at once, others stay for a while."""
+        """Give back one use. The overlay stays mounted for the next start, for a while."""
         key = (spec.rootfs, spec.uid_mappings)
         overlay = self._overlays.get(key)
         if overlay is None:
             return
         overlay.users -= 1
-        if overlay.users == 0 and spec.rootfs.volatile:
-            self._unmount(key)
         unused = [k for k, o in self._overlays.items() if o.users == 0]
         for stale in unused[: max(0, len(unused) - UNUSED_OVERLAYS_MAX)]:
             self._unmount(stale)
@@ -242,6 +241,10 @@ class MountFactory:
         overlay = self._overlays.pop(key)
         syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
         os.rmdir(overlay.mount_point)
+        if overlay.rootfs.volatile:
+            # The mark is for a crash of the host, after which such a layer must not be used
+            # (overlayfs.rst, "Volatile mount"); this host is up, and its page cache is right.
+            shutil.rmtree(f"{overlay.rootfs.work}/work/incompat", ignore_errors=True)
 
     def _new_directory(self) -> str:
         self._serial += 1

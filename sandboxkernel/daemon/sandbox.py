@@ -269,6 +269,7 @@ class Sandbox:
             self.sockets.remove()
         self.log.detach()
         if self.lease.scratch:
+            await self.runtime.launcher.request("forget", upper=self.ground.upper)
             await asyncio.to_thread(shutil.rmtree, self.lease.scratch, ignore_errors=True)
 
     async def _delete_container(self) -> None:

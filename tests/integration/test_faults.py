@@ -1,0 +1,79 @@
+"""A step that fails leaves nothing behind and names itself; the next start is good."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from sandboxkernel.errors import KernelStartFailed
+from sandboxruntime.launcher import FAULT_VARIABLE
+from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
+from tests.harness import Harness, harness, make_spec
+from tests.support import CGROUP_PARENT, wait_until
+
+
+def our_cgroups() -> list[str]:
+    return [
+        str(path)
+        for base in Path("/sys/fs/cgroup").iterdir()
+        for path in (base / CGROUP_PARENT / "harness").glob("*")
+        if path.is_dir()
+    ]
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.parametrize("step", [*LAUNCHER_STEPS, *CHILD_STEPS], ids=str)
+def test_a_failing_step_is_named_and_leaves_nothing(step: Step) -> None:
+    with harness(env={FAULT_VARIABLE: step}) as running, make_spec() as spec:
+        for attempt in range(3):
+            with pytest.raises(KernelStartFailed) as caught, running.container(spec):
+                pass
+            assert caught.value.step == step
+            assert caught.value.errno == 5
+            assert children_of(running.pid) == []
+            assert our_cgroups() == []
+            if attempt:  # the first start fills caches of the launcher
+                assert descriptors_of(running.pid) == descriptors
+            descriptors = descriptors_of(running.pid)
+
+
+def test_a_start_after_a_failed_one_is_good() -> None:
+    with harness() as running, make_spec() as spec:
+        for _ in range(2):
+            with running.container(spec) as attempt:
+                assert attempt.run("true") == (0, "")
+
+
+def test_killing_the_launcher_leaves_processes_in_their_cgroup_for_the_next_daemon_to_sweep() -> (
+    None
+):
+    running = Harness()
+    with make_spec() as spec:
+        with pytest.raises(OSError, match="Broken pipe"), running.container(spec):
+            running.kill()
+        pids = [
+            int(p)
+            for path in our_cgroups()
+            for p in (Path(path) / "cgroup.procs").read_text().split()
+        ]
+        assert pids
+        # The process that waits for its hand-over ends by itself: its socket has closed.
+        for pid in set(pids):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_until(lambda: not any((Path(p) / "cgroup.procs").read_text() for p in our_cgroups()))
+        for path in our_cgroups():
+            os.rmdir(path)
+    os.rmdir(running._staging)
