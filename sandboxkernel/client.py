@@ -186,7 +186,9 @@ class SandboxClient:
 
     def _get(self, path: str, model: type[T], **query: object) -> T:
         text = urlencode({k: v for k, v in query.items() if v is not None})
-        return msgspec.json.decode(self._call("GET", f"{path}?{text}" if text else path), type=model)
+        return msgspec.json.decode(
+            self._call("GET", f"{path}?{text}" if text else path), type=model
+        )
 
     def _stream(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
         """Lines of a streamed reply; an error line of the daemon is raised."""
@@ -321,7 +323,9 @@ class SandboxClient:
         """Remove an image; administrators only."""
         self._call("DELETE", f"/v1/images/{quote(ref, safe='')}")
 
-    def prepare_image(self, ref: str = "host", *, refresh: bool = False) -> Iterator[Progress | Image]:
+    def prepare_image(
+        self, ref: str = "host", *, refresh: bool = False
+    ) -> Iterator[Progress | Image]:
         """Make an image ready; progress, then the image."""
         request = ImagePrepare(ref=ref, refresh=refresh)
         for line in self._stream("POST", "/v1/images/prepare", request):

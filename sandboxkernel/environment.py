@@ -64,9 +64,11 @@ def select_environment(
     for name, value in requested.items():
         # An equal value in the kernelspec was chosen too, whatever the server has.
         added = name in kernelspec or server.get(name) != value
-        if _matches(name, patterns) or added:
-            selected[name] = value
-        elif _matches(name, INHERITED) and not looks_like_credential(name, value):
+        if (
+            _matches(name, patterns)
+            or added
+            or (_matches(name, INHERITED) and not looks_like_credential(name, value))
+        ):
             selected[name] = value
     # The host's parent process does not exist inside (see jupyter_client's parent poller).
     selected["JPY_PARENT_PID"] = "1"

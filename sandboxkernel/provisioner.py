@@ -12,10 +12,11 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import zmq
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Float, Integer, List, Unicode, Union
 
 from sandboxkernel import units
@@ -107,7 +108,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if supported and manager.curve_publickey is None:
             manager.curve_publickey, manager.curve_secretkey = zmq.curve_keypair()
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the sandbox, or start it again; returns the connection info, which is the truth.
 
         `cmd` is for the host and is not used: the image has its own interpreter. Errors carry a
@@ -153,12 +154,13 @@ class SandboxProvisioner(KernelProvisionerBase):
         return kernel
 
     def _request(self, env: dict[str, str], cwd: str, arguments: list[str]) -> KernelCreate:
-        session = self.parent.session
-        curve = [getattr(self.parent, f"curve_{kind}key", None) for kind in ("public", "secret")]
+        manager = self._manager()
+        session = manager.session
+        curve = [getattr(manager, f"curve_{kind}key", None) for kind in ("public", "secret")]
         public, secret = [key.decode() if isinstance(key, bytes) else key for key in curve]
         return KernelCreate(
-            kernel_id=self.kernel_id or self.parent.kernel_id,
-            kernel_name=self.parent.kernel_name or "",
+            kernel_id=self.kernel_id or manager.kernel_id,
+            kernel_name=manager.kernel_name or "",
             profile=self.profile or None,
             limits=self._limits(),
             cwd=cwd,
@@ -171,6 +173,12 @@ class SandboxProvisioner(KernelProvisionerBase):
             curve_publickey=public,
             curve_secretkey=secret,
         )
+
+    def _manager(self) -> Any:
+        """The KernelManager: it holds the key, and there is none to launch without it."""
+        if self.parent is None:
+            raise SandboxError("a kernel provisioner needs a kernel manager as its parent")
+        return self.parent
 
     def _limits(self) -> Limits:
         sizes = {
@@ -189,10 +197,10 @@ class SandboxProvisioner(KernelProvisionerBase):
             **sizes, cpus=self.cpus, pids=self.pids, io=IoLimit(**rates) if rates else None
         )
 
-    def _connection_info(self, kernel: Kernel) -> dict[str, Any]:
+    def _connection_info(self, kernel: Kernel) -> KernelConnectionInfo:
         assert kernel.connection is not None
-        connection = kernel.connection
-        info: dict[str, Any] = {
+        connection, manager = kernel.connection, self._manager()
+        info: KernelConnectionInfo = {
             "transport": connection.transport,
             "ip": connection.ip,
             "shell_port": connection.shell_port,
@@ -200,13 +208,13 @@ class SandboxProvisioner(KernelProvisionerBase):
             "stdin_port": connection.stdin_port,
             "control_port": connection.control_port,
             "hb_port": connection.hb_port,
-            "key": self.parent.session.key,
-            "signature_scheme": self.parent.session.signature_scheme,
-            "kernel_name": self.parent.kernel_name or "",
+            "key": manager.session.key,
+            "signature_scheme": manager.session.signature_scheme,
+            "kernel_name": manager.kernel_name or "",
         }
-        if getattr(self.parent, "curve_publickey", None) is not None:
-            info["curve_publickey"] = self.parent.curve_publickey
-            info["curve_secretkey"] = self.parent.curve_secretkey
+        if getattr(manager, "curve_publickey", None) is not None:
+            info["curve_publickey"] = manager.curve_publickey
+            info["curve_secretkey"] = manager.curve_secretkey
         return info
 
     async def poll(self) -> int | None:
@@ -280,7 +288,7 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What load_provisioner_info needs to re-attach, as JSON types."""
         info = await super().get_provisioner_info()
-        connection = dict(info["connection_info"])
+        connection: dict[str, Any] = dict(info["connection_info"])
         for name, value in connection.items():
             if isinstance(value, bytes):
                 connection[name] = value.decode()
@@ -292,10 +300,10 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         """Attach to a running sandbox. Raises KernelNotFound when it is gone."""
         await super().load_provisioner_info(provisioner_info)
-        connection = dict(provisioner_info["connection_info"])
+        connection: dict[str, Any] = dict(provisioner_info["connection_info"])
         if isinstance(connection.get("key"), str):
             connection["key"] = connection["key"].encode()
-        self.connection_info = connection
+        self.connection_info = cast(KernelConnectionInfo, connection)
         sandbox_id = provisioner_info.get("sandbox_id")
         if sandbox_id is None:
             return

@@ -37,7 +37,9 @@ def parse_cpus(text: str | float, *, field: str = "cpus") -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise LimitError(
-            f"{field} is {str(text)[:64]!r}, not a number of cores", hint="Write 0.5 or 2.", field=field
+            f"{field} is {str(text)[:64]!r}, not a number of cores",
+            hint="Write 0.5 or 2.",
+            field=field,
         ) from None
     if isinstance(text, bool) or not 0 < value <= 4096:
         raise LimitError(f"{field} is {text!r}, outside 0 to 4096 cores", field=field)

@@ -38,6 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+def pytest_sessionfinish() -> None:
+    support.remove_cgroups()
+
+
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[RunningDaemon]:
     """One daemon for all tests that do not need their own."""

@@ -21,12 +21,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sandboxkernel.daemon.plan import WRITABLE
+from sandboxkernel.daemon.problems import error_from_launcher
 from sandboxkernel.images.hostimage import ensure_host_image
 from sandboxkernel.images.store import ImageStore
 from sandboxkernel.images.userlayers import UserLayers
-
-from sandboxkernel.daemon.plan import WRITABLE
-from sandboxkernel.daemon.problems import error_from_launcher
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.handover import HELLO, Payload, encode_payload
@@ -199,8 +198,17 @@ def harness(dropped: Iterable[Step] = (), **options: Any) -> Iterator[Harness]:
 
 
 @contextlib.contextmanager
-def make_spec(*, work: Path | None = None, **changes: Any) -> Iterator[Spec]:
-    """The spec of an ephemeral sandbox on the host image, with its layer for the length of a block."""
+def make_spec(
+    *,
+    work: Path | None = None,
+    owner: Credentials | None = None,
+    at: str = "",
+    **changes: Any,
+) -> Iterator[Spec]:
+    """The spec of an ephemeral sandbox on the host image, with its layer for the length of a block.
+
+    `work` is bound at `at`, by default at its own path, and opened with the rights of `owner`.
+    """
     image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
     container_id = uuid.uuid4().hex[:12]
     scratch = SHARED_DATA / "scratch" / container_id
@@ -208,7 +216,7 @@ def make_spec(*, work: Path | None = None, **changes: Any) -> Iterator[Spec]:
     mapping = (IdMapping(0, ID_BASE, 65536),)
     binds = ()
     if work is not None:
-        binds = (Bind(str(work), str(work), Credentials(0, 0)),)
+        binds = (Bind(str(work), at or str(work), owner or Credentials(0, 0)),)
     spec = Spec(
         container_id=container_id,
         hostname=container_id,

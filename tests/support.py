@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sandboxkernel.client import SandboxClient
 
+from sandboxkernel.client import SandboxClient
 from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,9 @@ MUST_RUN = bool(os.environ.get("SANDBOXKERNEL_TESTS_MUST_RUN"))
 DEADLINE_S = 30.0
 # The host image takes seconds to build; every daemon of the tests shares one store.
 SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxkernel-tests"))
-CGROUP_PARENT = "sandboxkernel-tests"
+# Per session: two sessions on one machine must not take each other's sandboxes for leaks.
+CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
+_run_dirs: set[Path] = set()
 
 
 def wait_until(
@@ -89,6 +91,7 @@ def running_daemon(
     """Start a daemon, wait until it serves, stop it at the end."""
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
     run_dir.chmod(0o755)
+    _run_dirs.add(run_dir)
     data = data_dir or SHARED_DATA
     data.mkdir(parents=True, exist_ok=True)
     config_path = run_dir / "sandboxkernel_config.py"
@@ -125,10 +128,11 @@ def sandbox(daemon: RunningDaemon, *argv: str, **members: Any) -> Iterator[Kerne
     """A sandbox that sleeps (or runs `argv`) and is removed at the end."""
     client = daemon.client()
     limits = members.pop("limits", Limits())
+    program = None if members.pop("as_kernel", False) else list(argv) or ["sleep", "600"]
     kernel = client.create(
         KernelCreate(
             kernel_id=members.pop("kernel_id", f"test-{uuid.uuid4().hex[:12]}"),
-            argv=list(argv) or ["sleep", "600"],
+            argv=program,
             limits=limits,
             **members,
         )
@@ -159,37 +163,54 @@ def python_inside(daemon: RunningDaemon, kernel: Kernel, source: str) -> tuple[i
 
 def host_state() -> dict[str, Any]:
     """Everything that a sandbox could leave behind on this host."""
-    cgroups = []
-    for base in Path("/sys/fs/cgroup").iterdir():
-        parent = base / CGROUP_PARENT
-        if parent.is_dir():
-            cgroups += [str(p) for p in parent.rglob("*") if p.is_dir() and len(p.name) == 12]
-    runtimes, namespaces = [], {}
+    cgroups = [
+        str(path)
+        for parent in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}")
+        for path in parent.rglob("*")
+        if path.is_dir() and len(path.name) == 12
+    ]
+    processes, namespaces = _foreign_processes()
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return {
+        "cgroups": sorted(cgroups),
+        "processes": sorted(processes),
+        "namespaces": sorted(namespaces),
+        "mounts": sorted(mounts),
+        "loop devices": sorted(p.name for p in Path("/sys/block").glob("loop*/loop")),
+        "run directories": sorted(str(p) for run in _run_dirs for p in run.glob("k/*")),
+        "scratch": sorted(p.name for p in (SHARED_DATA / "scratch").glob("*")),
+    }
+
+
+def _foreign_processes() -> tuple[set[str], set[str]]:
+    """Processes with a sandbox's uid, and namespaces other than ours, that processes hold."""
+    processes, namespaces = set(), set()
     own = {n: os.readlink(f"/proc/self/ns/{n}") for n in ("net", "pid", "user", "ipc", "uts")}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
+            if _of_another_session((entry / "cgroup").read_text()):
+                continue
             status = (entry / "status").read_text()
-            uid = int(status.split("Uid:\t")[1].split("\t")[0])
-            if uid >= 0x70000000:
-                runtimes.append(status.split("\n")[0].split("\t")[1])
-            for name, mine in own.items():
-                link = os.readlink(entry / "ns" / name)
-                if link != mine:
-                    namespaces.setdefault(link, status.split("\n")[0])
+            if int(status.split("Uid:\t")[1].split("\t")[0]) >= 0x70000000:
+                processes.add(f"{entry.name} {status.splitlines()[0]}")
+            namespaces |= {os.readlink(entry / "ns" / name) for name in own} - set(own.values())
         except (OSError, IndexError):
             continue  # it ended while we looked
-    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {
-        "cgroups": sorted(cgroups),
-        "processes": sorted(runtimes),
-        "namespaces": sorted(namespaces),
-        "mounts": sorted(mounts),
-        "loop devices": sorted(p.name for p in Path("/sys/block").glob("loop*/loop")),
-        "run directories": sorted(p.name for p in Path("/run").glob("skt-*/k/*")),
-        "scratch": sorted(p.name for p in (SHARED_DATA / "scratch").glob("*")),
-    }
+    return processes, namespaces
+
+
+def _of_another_session(cgroups: str) -> bool:
+    return "/sandboxkernel" in cgroups and f"/{CGROUP_PARENT}/" not in cgroups
+
+
+def remove_cgroups() -> None:
+    """The parents that this session made: sandboxes leave them, for the next sandbox."""
+    for parent in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}"):
+        for path in sorted((p for p in parent.rglob("*") if p.is_dir()), reverse=True):
+            path.rmdir()
+        parent.rmdir()
 
 
 def leaks(before: dict[str, Any]) -> dict[str, list[Any]]:

@@ -92,6 +92,9 @@ class SandboxKernelDaemon(Application):
         }
     )
 
+    def _log_level_default(self) -> int:
+        return logging.INFO
+
     def _log_format_default(self) -> str:
         return "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -116,7 +119,9 @@ class SandboxKernelDaemon(Application):
         """Serve until a signal, or until idle when embedded."""
         if os.geteuid() != 0:
             raise SandboxError("the daemon needs root", hint="Start it with sudo or as a service.")
-        logging.basicConfig(level=int(self.log_level), format=self.log_format, stream=sys.stderr)
+        level = self.log.getEffectiveLevel()
+        logging.basicConfig(level=level, format=self.log_format, stream=sys.stderr)
+        logging.getLogger("asyncio").setLevel(logging.WARNING)
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
         os.umask(0o022)
         asyncio.run(self._serve())
@@ -136,8 +141,9 @@ class SandboxKernelDaemon(Application):
         paths = Paths.from_environment()
         async with contextlib.AsyncExitStack() as stack:
             mode = 0o600 if self.embedded else self.socket_mode
-            for directory in (paths.run_dir, paths.data_dir):
-                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths.data_dir.chmod(0o700)  # no user has business here, not even as a work folder
             sock = bind_api_socket(paths.api_socket, mode)
             stack.callback(paths.api_socket.unlink, missing_ok=True)
             kernels, housekeeping, launcher = await self._compose(policy, paths, stack)
@@ -236,7 +242,8 @@ class SandboxKernelDaemon(Application):
 
 
 def _release_cgroup(layout: Layout, path: str) -> None:
-    cgroup = Cgroup.attach(layout, path)
+    # Not attach(): the journal is written before the cgroup is made, so parts may be missing.
+    cgroup = Cgroup(layout, path)
     cgroup.kill()
     cgroup.remove()
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Literal
 
 from sandboxkernel.daemon.handover import HandOver, Peer
@@ -33,17 +34,15 @@ async def execute(
 
     Closing the generator early kills the program.
     """
-    with contextlib.ExitStack() as stack:
-        out_read, out_write = _pipe(stack)
-        err_read, err_write = _pipe(stack)
+    async with contextlib.AsyncExitStack() as stack:
         exited = kernels.new_exec_future()
-        peer = await _start(kernels, sandbox, request, [out_write, err_write], exited)
+        with contextlib.ExitStack() as writers:
+            streams = [await _Stream.open(name, stack, writers) for name in ("stdout", "stderr")]
+            peer = await _start(kernels, sandbox, request, [s.write_fd for s in streams], exited)
         stack.callback(_end, peer)
-        os.close(out_write)
-        os.close(err_write)
-        async with contextlib.aclosing(_outputs(out_read, err_read)) as outputs:
-            async for item in outputs:
-                yield item
+        outputs = await stack.enter_async_context(contextlib.aclosing(_outputs(streams)))
+        async for item in outputs:
+            yield item
         yield ExecExit(exit_code=_exit_code(await exited))
 
 
@@ -84,36 +83,42 @@ async def _start(
         return peer
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe; the read end passes to the reader, and both are closed if it never gets there."""
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    for fd in (read_fd, write_fd):
-        stack.callback(_close_if_open, fd, os.fstat(fd).st_ino)
-    return read_fd, write_fd
-
-
-def _close_if_open(fd: int, inode: int) -> None:
-    try:
-        if os.fstat(fd).st_ino == inode:
-            os.close(fd)
-    except OSError:
-        pass  # EBADF: its other owner has closed it
-
-
 def _end(peer: Peer) -> None:
     try:
-        signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
+        peer.signal_group(signal.SIGKILL)
     except ProcessLookupError:
         pass  # the usual case: it has ended
     peer.close()
 
 
-async def _outputs(out_fd: int, err_fd: int) -> AsyncGenerator[ExecOutput, None]:
+@dataclass(frozen=True)
+class _Stream:
+    """One output of the program: the transport owns the read end, the starter the write end."""
+
+    name: Literal["stdout", "stderr"]
+    write_fd: int
+    reader: asyncio.StreamReader
+
+    @classmethod
+    async def open(
+        cls,
+        name: Literal["stdout", "stderr"],
+        readers: contextlib.AsyncExitStack,
+        writers: contextlib.ExitStack,
+    ) -> _Stream:
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        writers.callback(os.close, write_fd)
+        reader = asyncio.StreamReader(limit=_CHUNK)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
+        )
+        readers.callback(transport.close)
+        return cls(name, write_fd, reader)
+
+
+async def _outputs(streams: list[_Stream]) -> AsyncGenerator[ExecOutput, None]:
     queue: asyncio.Queue[ExecOutput | None] = asyncio.Queue(_QUEUE_MAX)
-    tasks = [
-        asyncio.create_task(_pump(out_fd, "stdout", queue)),
-        asyncio.create_task(_pump(err_fd, "stderr", queue)),
-    ]
+    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         for _ in tasks:
             while (item := await queue.get()) is not None:
@@ -123,25 +128,16 @@ async def _outputs(out_fd: int, err_fd: int) -> AsyncGenerator[ExecOutput, None]
             task.cancel()
 
 
-async def _pump(
-    fd: int, stream: Literal["stdout", "stderr"], queue: asyncio.Queue[ExecOutput | None]
-) -> None:
-    reader = asyncio.StreamReader(limit=_CHUNK)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
-    )
+async def _pump(stream: _Stream, queue: asyncio.Queue[ExecOutput | None]) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    try:
-        ended = False
-        while not ended:
-            chunk = await reader.read(_CHUNK)
-            ended = not chunk
-            text = decoder.decode(chunk, final=ended)
-            if text:
-                await queue.put(ExecOutput(stream=stream, data=text))
-        await queue.put(None)
-    finally:
-        transport.close()
+    ended = False
+    while not ended:
+        chunk = await stream.reader.read(_CHUNK)
+        ended = not chunk
+        text = decoder.decode(chunk, final=ended)
+        if text:
+            await queue.put(ExecOutput(stream=stream.name, data=text))
+    await queue.put(None)
 
 
 def _exit_code(wait_status: int | None) -> int:

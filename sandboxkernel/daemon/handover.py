@@ -6,12 +6,14 @@ import array
 import asyncio
 import errno
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from sandboxkernel.errors import KernelStartFailed
+from sandboxruntime import syscalls
 from sandboxruntime.handover import HELLO, Payload, encode_payload, read_result
 from sandboxruntime.verify import Facts
 
@@ -28,6 +30,17 @@ class Peer:
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
+
+    def signal_group(self, signum: int) -> None:
+        """Signal its process group. Raises ProcessLookupError when it has ended."""
+        try:
+            syscalls.pidfd_send_signal_group(self.pidfd, signum)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            # Linux before 6.9. The pidfd says whether the pid is still the one we mean.
+            signal.pidfd_send_signal(self.pidfd, 0)
+            os.killpg(self.pid, signum)
 
     def close(self) -> None:
         """Close the pidfd."""
@@ -134,8 +147,13 @@ class HandOver:
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        loop.add_reader(self._ours.fileno(), lambda: future.done() or future.set_result(None))
+        future: asyncio.Future[None] = loop.create_future()
+
+        def on_readable() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        loop.add_reader(self._ours.fileno(), on_readable)
         try:
             await future
         finally:

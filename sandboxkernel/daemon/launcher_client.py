@@ -133,7 +133,9 @@ class LauncherClient:
         self._sock.close()
         self._sock = None
         error = SandboxError("the launcher has ended", hint="Restart the daemon.")
-        futures = [*self._waiting.values(), *([self._ready] if self._ready else [])]
+        futures: list[asyncio.Future[Any]] = [*self._waiting.values()]
+        if self._ready is not None:
+            futures.append(self._ready)
         for future in futures:
             if not future.done():
                 future.set_exception(error)

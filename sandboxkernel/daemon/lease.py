@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from sandboxruntime.errors import ContainerError
+
 __all__ = ["Lease", "LeaseJournal"]
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class LeaseJournal:
                 shutil.rmtree(lease.sockets, ignore_errors=True)
                 if lease.scratch:
                     shutil.rmtree(lease.scratch, ignore_errors=True)
-            except (OSError, msgspec.MsgspecError):
+            except (OSError, msgspec.MsgspecError, ContainerError):
                 log.exception("cannot release what %s names", path)
                 continue
             path.unlink()

@@ -128,7 +128,10 @@ class KernelsHandler(Handler):
     async def post(self) -> None:
         """Start one."""
         request = self.body(KernelCreate)
-        sandbox = await self.kernels.create(self.caller, request)
+        # Whoever hangs up now will never know the kernel: it must not outlive the request.
+        sandbox = await self.unless_gone(self.kernels.create(self.caller, request))
+        if sandbox is None:
+            return
         self.set_header("Location", f"/v1/kernels/{sandbox.id}")
         self.reply(sandbox.model(), HTTPStatus.CREATED)
 

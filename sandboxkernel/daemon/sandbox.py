@@ -38,7 +38,7 @@ from sandboxkernel.models import (
     Limits,
     Stats,
 )
-from sandboxruntime import landlock, syscalls
+from sandboxruntime import landlock
 from sandboxruntime.cgroup import Cgroup, Layout
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
@@ -216,14 +216,10 @@ class Sandbox:
 
     def send_signal(self, signum: int) -> None:
         """Signal the program's process group, in its PID namespace, free of pid reuse."""
-        process = self._require_process()
         try:
-            syscalls.pidfd_send_signal_group(process.peer.pidfd, signum)
+            self._require_process().peer.signal_group(signum)
         except ProcessLookupError:
             raise KernelNotRunning(f"kernel {self.request.kernel_id} has ended") from None
-        except OSError:
-            # Linux before 6.9 cannot signal a group through a pidfd.
-            os.killpg(process.peer.pid, signum)
 
     async def kill(self) -> None:
         """SIGKILL for everything inside; returns when the exit has been recorded."""

@@ -189,6 +189,7 @@ class BaseHandler(web.RequestHandler):
             if task.done():
                 return await task
             task.cancel()
+            await asyncio.wait({task})
             return None
         finally:
             gone.cancel()

@@ -21,6 +21,7 @@ from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
 from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
+from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.sandbox import Runtime, Sandbox
 from sandboxkernel.errors import (
     Conflict,
@@ -44,6 +45,7 @@ from sandboxkernel.limits import (
 from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits
 from sandboxkernel.paths import Paths
 from sandboxruntime.cgroup import block_device_of, create_parent
+from sandboxruntime.errors import HostError
 
 __all__ = ["Kernels", "Policy"]
 
@@ -112,10 +114,18 @@ class Kernels:
         self._ids = ids
         self._journal = journal
         self._sandboxes: dict[str, Sandbox] = {}
-        self._reserved: dict[int, int] = {}
+        self._starting: dict[int, set[str]] = {}  # kernel ids by uid, not yet in _sandboxes
         self._execs: dict[int, asyncio.Future[int | None]] = {}
         self._ceilings: dict[int, Limits] = {}
-        self._disk = block_device_of(str(paths.data_dir))
+
+    def _disk_for(self, limits: Limits) -> tuple[int, int] | None:
+        """The disk that I/O limits apply to. Raises HostUnsupported where there is none."""
+        if limits.io is None:
+            return None
+        try:
+            return block_device_of(str(self._paths.data_dir))
+        except HostError as exc:
+            raise convert(exc) from exc
 
     def all(self) -> Iterable[Sandbox]:
         """Every sandbox, for the daemon itself."""
@@ -167,27 +177,31 @@ class Kernels:
                 await asyncio.shield(self._release(sandbox))
             raise
         finally:
-            self._unreserve(caller)
+            self._unreserve(caller, request.kernel_id)
 
     def _reserve(self, caller: Subject, grant: Grant, kernel_id: str) -> None:
         mine = [s for s in self._sandboxes.values() if s.ground.subject.uid == caller.uid]
-        if any(s.request.kernel_id == kernel_id for s in mine):
+        taken = {s.request.kernel_id for s in mine} | self._starting.get(caller.uid, set())
+        if kernel_id in taken:
             raise Conflict(f"kernel {kernel_id} exists", hint="Restart or remove it.")
-        running = sum(s.state != "exited" for s in mine) + self._reserved.get(caller.uid, 0)
+        running = sum(s.state != "exited" for s in mine) + len(self._starting.get(caller.uid, ()))
         if running >= grant.max_kernels:
             raise ResourcesExhausted(
                 f"quota: {running} of {grant.max_kernels} kernels of {caller.name} are running",
                 hint="Shut one down first.",
                 retry_after_s=5,
             )
-        if len(self._sandboxes) + sum(self._reserved.values()) >= self.policy.max_kernels:
+        if len(self._sandboxes) + sum(map(len, self._starting.values())) >= self.policy.max_kernels:
             raise ResourcesExhausted(
                 f"this host runs {self.policy.max_kernels} kernels, its maximum", retry_after_s=30
             )
-        self._reserved[caller.uid] = self._reserved.get(caller.uid, 0) + 1
+        self._starting.setdefault(caller.uid, set()).add(kernel_id)
 
-    def _unreserve(self, caller: Subject) -> None:
-        self._reserved[caller.uid] -= 1
+    def _unreserve(self, caller: Subject, kernel_id: str) -> None:
+        starting = self._starting[caller.uid]
+        starting.discard(kernel_id)
+        if not starting:
+            del self._starting[caller.uid]
 
     async def _allocate(
         self,
@@ -234,7 +248,7 @@ class Kernels:
                 image_env=image_env(image),
                 image_labels=image.labels,
                 hidden=hidden_entries(caller, profile, work_folder_of(request)),
-                disk=self._disk,
+                disk=self._disk_for(limits),
                 cores=os.cpu_count() or 1,
             )
         except BaseException:
@@ -258,7 +272,7 @@ class Kernels:
         create_parent(
             self._runtime.layout,
             f"{self.policy.cgroup_parent}/{caller.uid}",
-            plan_cgroup_limits(grant.ceiling, self._disk),
+            plan_cgroup_limits(grant.ceiling, self._disk_for(grant.ceiling)),
         )
         self._ceilings[caller.uid] = grant.ceiling
 

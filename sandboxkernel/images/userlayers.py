@@ -180,9 +180,12 @@ class UserLayers:
             with hold_lock(self.root / _LOCK):  # nothing is being made now
                 names = _listed(self.root / _TRASH)
             for name in names:
-                with suppress(BlockingIOError, FileNotFoundError):  # somebody else is at it
-                    with _claim(self.root / _TRASH / name):
-                        remove_tree(self.root / _TRASH / name)
+                # Locked or gone: somebody else is at it.
+                with (
+                    suppress(BlockingIOError, FileNotFoundError),
+                    _claim(self.root / _TRASH / name),
+                ):
+                    remove_tree(self.root / _TRASH / name)
 
     def _directory(self, uid: int, lineage: str) -> Path:
         if not 0 <= uid <= _UID_MAX:

@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxkernel import units
 from sandboxkernel.errors import LimitError, RequestError
 from sandboxkernel.limits.clamp import check_wish, clamp
 from sandboxkernel.models import PROFILE_PATTERN, IoLimit, Limits
+from sandboxkernel.units import parse_size
 
 __all__ = ["DEFAULT_PROFILE", "Profile", "ProfileMount", "parse_limits", "parse_profiles"]
 
@@ -89,11 +89,11 @@ def parse_limits(raw: Mapping[str, Any], *, where: str) -> Limits:
     for key, value in raw.items():
         field_name = f"{where}.{key}"
         if key in _SIZES:
-            values[_SIZES[key]] = units.parse_size(value, field=field_name)
+            values[_SIZES[key]] = parse_size(value, field=field_name)
         elif key in _NUMBERS:
             values[_NUMBERS[key]] = _number(value, field_name, whole=key != "cpus")
         elif key in _IO:
-            io[_IO[key]] = units.parse_size(value, field=field_name)
+            io[_IO[key]] = parse_size(value, field=field_name)
         else:
             known = ", ".join([*_SIZES, *_NUMBERS, *_IO])
             raise LimitError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ import pytest
 
 from sandboxkernel.errors import KernelStartFailed, WorkFolderError
 from sandboxruntime.errors import VerifyError
-from sandboxruntime.spec import Bind, Credentials
+from sandboxruntime.spec import Credentials
 from sandboxruntime.steps import Step
 from tests.harness import ID_BASE, Harness, harness, make_spec
 
@@ -195,11 +194,11 @@ folder = {str(work)!r}
 open(folder + '/inside', 'w').write('hello')
 print(os.stat(folder).st_uid, os.stat(folder + '/inside').st_uid)
 """
-    with make_spec() as spec:
-        bind = Bind(str(work), str(work), Credentials(12345, 12346))
-        spec = dataclasses.replace(spec, binds=(bind,), writable=(*spec.writable, str(work)))
-        with confined.container(spec) as attempt:
-            _, output = attempt.run("python3", "-c", source)
+    with (
+        make_spec(work=work, owner=Credentials(12345, 12346)) as spec,
+        confined.container(spec) as attempt,
+    ):
+        _, output = attempt.run("python3", "-c", source)
     assert output.strip() == "1000 1000"
     assert (os.stat(work / "inside").st_uid, os.stat(work / "inside").st_gid) == (12345, 12346)
 
@@ -211,21 +210,23 @@ def test_files_of_others_in_the_work_folder_cannot_be_written(
     theirs = work / "theirs"
     theirs.write_text("x")
     theirs.chmod(0o644)
-    with make_spec() as spec:
-        bind = Bind(str(work), str(work), Credentials(12345, 12345))
-        spec = dataclasses.replace(spec, binds=(bind,), writable=(*spec.writable, str(work)))
-        with confined.container(spec) as attempt:
-            _, output = attempt.run("python3", "-c", f"open({str(theirs)!r}, 'a').write('y')")
+    with (
+        make_spec(work=work, owner=Credentials(12345, 12345)) as spec,
+        confined.container(spec) as attempt,
+    ):
+        _, output = attempt.run("python3", "-c", f"open({str(theirs)!r}, 'a').write('y')")
     assert "PermissionError" in output
     assert theirs.read_text() == "x"
 
 
 def test_a_folder_that_the_opener_cannot_read_is_refused(confined: Harness, work: Path) -> None:
     work.chmod(0o700)
-    with make_spec() as spec:
-        spec = dataclasses.replace(spec, binds=(Bind(str(work), str(work), Credentials(12345, 1)),))
-        with pytest.raises(WorkFolderError, match="as uid 12345"), confined.container(spec):
-            pass
+    with (
+        make_spec(work=work, owner=Credentials(12345, 1)) as spec,
+        pytest.raises(WorkFolderError, match="as uid 12345"),
+        confined.container(spec),
+    ):
+        pass
 
 
 def test_a_symbolic_link_to_a_system_folder_is_refused(confined: Harness, work: Path) -> None:
@@ -233,13 +234,12 @@ def test_a_symbolic_link_to_a_system_folder_is_refused(confined: Harness, work: 
     for target in ("/etc", "/proc/1/root", "/run"):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        with make_spec() as spec:
-            spec = dataclasses.replace(spec, binds=(Bind(str(link), str(link), Credentials(0, 0)),))
-            with (
-                pytest.raises(WorkFolderError, match="not among the folders|Permission denied"),
-                confined.container(spec),
-            ):
-                pass
+        with (
+            make_spec(work=link) as spec,
+            pytest.raises(WorkFolderError, match=r"not among the folders|Permission denied"),
+            confined.container(spec),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("target", ["/etc", "/", "../../../../../..", "/proc/self/root"])
@@ -247,11 +247,9 @@ def test_a_link_in_the_layer_cannot_move_a_mount(
     confined: Harness, work: Path, target: str
 ) -> None:
     """The user owns the home directory inside: a planted link must not become a mount point."""
-    with make_spec() as spec:
+    with make_spec(work=work, at="/home/sandbox/course/x") as spec:
         planted = Path(spec.rootfs.upper) / "home" / "sandbox" / "course"
         planted.symlink_to(target)
-        bind = Bind(str(work), "/home/sandbox/course/x", Credentials(0, 0))
-        spec = dataclasses.replace(spec, binds=(bind,))
         before = set(os.listdir("/"))
         with pytest.raises(KernelStartFailed) as caught, confined.container(spec):
             pass
@@ -267,9 +265,13 @@ def test_outside_verification_finds_a_step_that_did_nothing(step: Step) -> None:
     needs_it = [Step.LANDLOCK, Step.SECCOMP] if step is Step.NO_NEW_PRIVS else []
     dropped = [step, *needs_it]
     keep = step is Step.CAPABILITIES
-    with harness(dropped, keep_capabilities=keep) as running, make_spec() as spec:
-        with running.container(spec) as attempt, pytest.raises(VerifyError):
-            attempt.verify()
+    with (
+        harness(dropped, keep_capabilities=keep) as running,
+        make_spec() as spec,
+        running.container(spec) as attempt,
+        pytest.raises(VerifyError),
+    ):
+        attempt.verify()
 
 
 def test_outside_verification_passes_what_is_confined(confined: Harness) -> None:

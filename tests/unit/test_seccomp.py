@@ -6,11 +6,11 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from bpf_simulator import AARCH64, I386, X86_64, simulate
 
 from sandboxruntime.errors import HostError, SpecError
 from sandboxruntime.seccomp import compile_filter, load_profile, parse_profile
 from sandboxruntime.syscall_numbers import NUMBERS
+from tests.unit.bpf_simulator import AARCH64, I386, X86_64, simulate
 
 ARCH = {"x86_64": X86_64, "aarch64": AARCH64}
 PROFILE = load_profile()

@@ -5,15 +5,18 @@ standard library, pyzmq and ipykernel only. Arguments: the connection file, the 
 first listening descriptor, then ipykernel's own arguments.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
+from typing import Any
 
 FIRST_PORT = 1
 PORTS = 5
 
 
-def use_listening_descriptors(prefix, first_fd):
+def use_listening_descriptors(prefix: str, first_fd: int) -> None:
     """Make bind() of `ipc://PREFIX-N` take the descriptor the daemon has bound to that path.
 
     The path lies outside this file system, so nothing here could bind, replace or unlink it
@@ -27,17 +30,17 @@ def use_listening_descriptors(prefix, first_fd):
     }
     plain_bind = Socket.bind
 
-    def bind(self, addr):
+    def bind(self: Any, addr: Any) -> Any:
         fd = descriptors.get(addr.decode() if isinstance(addr, bytes) else addr)
         if fd is not None:
             # libzmq closes what it is given; a duplicate lets a socket be bound again.
             self.setsockopt(zmq.USE_FD, os.dup(fd))
         return plain_bind(self, addr)
 
-    Socket.bind = bind
+    Socket.bind = bind  # type: ignore[method-assign]  # the seam is pyzmq's own method
 
 
-def main():
+def main() -> None:
     """Start ipykernel as ipykernel_launcher does."""
     connection_file, first_fd, *arguments = sys.argv[1:]
     with open(connection_file, encoding="utf-8") as stream:
