@@ -102,7 +102,9 @@ class Launcher:
                 )
                 return {"exec_id": self._watch_joined(joined)}
             case "delete":
-                self._delete(self._find(message["container_id"]))
+                # Idempotent: a daemon whose create failed or was given up cannot know.
+                if (known := self._containers.get(message["container_id"])) is not None:
+                    self._delete(known)
                 return {}
             case "forget":
                 return {"released": self._host.mounts.forget(message["upper"])}

@@ -36,6 +36,7 @@ async def execute(
     """
     async with contextlib.AsyncExitStack() as stack:
         exited = kernels.new_exec_future()
+        stack.callback(exited.cancel)
         with contextlib.ExitStack() as writers:
             streams = [await _Stream.open(name, stack, writers) for name in ("stdout", "stderr")]
             peer = await _start(kernels, sandbox, request, [s.write_fd for s in streams], exited)

@@ -136,10 +136,11 @@ class Sandbox:
         handover = HandOver()
         log_fd = self.log.attach()
         try:
+            # Before the request: the launcher goes on with one whose caller has gone.
+            self._created = True
             reply, fds = await self.runtime.launcher.request(
                 "create", [handover.theirs.fileno(), log_fd], spec=to_json(spec)
             )
-            self._created = True
             for fd in fds:
                 os.close(fd)
             handover.theirs.close()

@@ -340,7 +340,7 @@ class Kernels:
     def on_launcher_event(self, event: dict[str, object]) -> None:
         """Exits, as the launcher reports them."""
         if event.get("event") == "exec_exit":
-            exited = self._execs.pop(cast(int, event["exec_id"]), None)
+            exited = self._execs.get(cast(int, event["exec_id"]))
             if exited is not None and not exited.done():
                 exited.set_result(cast("int | None", event["wait_status"]))
             return
@@ -361,9 +361,14 @@ class Kernels:
     async def start_exec(
         self, sandbox: Sandbox, fds: list[int], exited: asyncio.Future[int | None]
     ) -> None:
-        """Ask the launcher for one more process in a sandbox; `exited` will get its status."""
+        """Ask the launcher for one more process in a sandbox; `exited` will get its status.
+
+        Whoever no longer wants the status cancels `exited`.
+        """
         reply, _ = await self._runtime.launcher.request("exec", fds, container_id=sandbox.id)
-        self._execs[int(reply["exec_id"])] = exited
+        exec_id = int(reply["exec_id"])
+        self._execs[exec_id] = exited
+        exited.add_done_callback(lambda _: self._execs.pop(exec_id, None))
 
     def layer_in_use(self, upper: Path) -> int:
         """How many running sandboxes use a user layer."""
