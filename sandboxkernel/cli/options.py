@@ -1,0 +1,128 @@
+"""Option types and decorators that several commands share; help texts in one form."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+from sandboxkernel import units
+from sandboxkernel.errors import LimitError
+
+__all__ = [
+    "COMMAND_SETTINGS",
+    "CPUS",
+    "SIGNAL",
+    "SINCE",
+    "SIZE",
+    "VARIABLE",
+    "example",
+    "format_option",
+    "many_names",
+    "one_name",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Everything after the sandbox or the first word of the program belongs to the program.
+COMMAND_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False}
+_SPAN = re.compile(r"(\d{1,9})([smhd])\Z", re.ASCII)
+_SPAN_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Limit(click.ParamType[Any]):
+    def __init__(self, name: str, parse: Callable[..., Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._parse(value)
+        except LimitError as exc:
+            raise click.BadParameter(
+                f"{value!r} is not a number of {self.name}. {exc.hint}".rstrip(),
+                ctx=ctx,
+                param=param,
+            ) from exc
+
+
+class _Signal(click.ParamType[int]):
+    name = "signal"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).upper()
+        name = text if text.startswith("SIG") else f"SIG{text}"
+        found = signal.Signals.__members__.get(name)
+        number = int(found) if found else int(text) if text.isdecimal() and len(text) < 4 else 0
+        if number not in signal.valid_signals():
+            self.fail(f"{value!r} is not a signal. Write SIGINT, INT or 2.", param, ctx)
+        return number
+
+
+class _Since(click.ParamType[str]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        span = _SPAN.match(value)
+        if span:
+            seconds = int(span[1]) * _SPAN_SECONDS[span[2]]
+            try:
+                return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+            except OverflowError:
+                self.fail(f"{value!r} is too long ago", param, ctx)
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time. Write 10m, 2h or RFC 3339.", param, ctx)
+        return moment.astimezone(UTC).isoformat()
+
+
+class _Variable(click.ParamType[tuple[str, str]]):
+    name = "NAME=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, content = value.partition("=")
+        if not name or not equals:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name, content
+
+
+SIZE = _Limit("bytes", units.parse_size)
+CPUS = _Limit("cores", units.parse_cpus)
+SIGNAL = _Signal()
+SINCE = _Since()
+VARIABLE = _Variable()
+
+
+def example(*lines: str) -> str:
+    """The epilogue of a command's help, marked so that click does not join its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def format_option(default: str = "table") -> Callable[[F], F]:
+    """`--format table|json`."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", "json"]),
+        default=default,
+        show_default=True,
+        help="A table for people, or JSON.",
+    )
+
+
+def one_name(function: F) -> F:
+    """One sandbox, by id or name."""
+    return click.argument("name", metavar="SANDBOX")(function)
+
+
+def many_names(function: F) -> F:
+    """One or more sandboxes."""
+    return click.argument("names", metavar="SANDBOX...", nargs=-1, required=True)(function)

@@ -1,0 +1,78 @@
+"""Commands about the daemon's disk and the daemon itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from sandboxkernel import __version__
+from sandboxkernel.cli import options, output, views
+from sandboxkernel.cli.connection import connect_or_none, connect_or_start, daemon_address
+from sandboxkernel.units import format_size
+
+__all__ = ["system_command"]
+
+
+@click.group("system", epilog=options.example("sandboxkernel system df"))
+def system_command() -> None:
+    """Show disk usage and versions, free disk space."""
+
+
+@system_command.command("info", epilog=options.example("sandboxkernel system info"))
+@options.format_option()
+def show_info(*, form: str) -> None:
+    """Show versions and features of the daemon.
+
+    Starts none; see `doctor` for the host.
+    """
+    client = connect_or_none()
+    if client is None:
+        output.note("no daemon is running")
+    info: dict[str, Any] = {
+        "client": __version__,
+        "socket": str(daemon_address()),
+        "daemon": msgspec.to_builtins(client.version()) if client else None,
+    }
+    if form == "json":
+        output.document(info)
+    else:
+        output.table(("MEMBER", "VALUE"), views.flatten(info))
+
+
+@system_command.command("df", epilog=options.example("sandboxkernel system df"))
+@options.format_option()
+def show_usage(*, form: str) -> None:
+    """Show disk blocks in use; administrators only.
+
+    RECLAIMABLE is what `prune`, and for unused images `image rm`, can give back.
+    """
+    usage = connect_or_start().disk_usage()
+    if form == "json":
+        output.document(usage)
+        return
+    rows: list[tuple[str, ...]] = [
+        (e.kind, str(e.count), format_size(e.size_bytes), format_size(e.reclaimable_bytes))
+        for e in usage.entries
+    ]
+    rows.append(("free", views.NOTHING, format_size(usage.free_bytes), views.NOTHING))
+    output.table(("KIND", "COUNT", "SIZE", "RECLAIMABLE"), rows)
+
+
+@system_command.command("prune", epilog=options.example("sandboxkernel system prune --dry-run"))
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@options.format_option()
+def prune(*, dry_run: bool, form: str) -> None:
+    """Remove data that nothing uses; administrators only.
+
+    Image data of no image and scratch of no sandbox. Never a user's layer, so it does not ask.
+    """
+    report = connect_or_start().prune(dry_run=dry_run)
+    if form == "json":
+        output.document(report)
+        return
+    for name in report.removed:
+        output.line(name)
+    verb = "would free" if dry_run else "freed"
+    output.note(f"{verb} {format_size(report.freed_bytes)}")
