@@ -9,6 +9,7 @@ gives up waiting after five seconds, so a launch must cope with a kernel that st
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from pathlib import Path
@@ -213,8 +214,9 @@ class SandboxProvisioner(KernelProvisionerBase):
             "kernel_name": manager.kernel_name or "",
         }
         if getattr(manager, "curve_publickey", None) is not None:
-            info["curve_publickey"] = manager.curve_publickey
-            info["curve_secretkey"] = manager.curve_secretkey
+            # str, not bytes: the manager compares with what its connection file says.
+            info["curve_publickey"] = manager.curve_publickey.decode()
+            info["curve_secretkey"] = manager.curve_secretkey.decode()
         return info
 
     async def poll(self) -> int | None:
@@ -336,8 +338,14 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def _call(self, method: str, *arguments: Any) -> Any:
         """A blocking call of the client, off the event loop, so that starts run in parallel."""
         assert self._client is not None
+        call = functools.partial(getattr(self._client, method), *arguments)
         try:
-            return await asyncio.to_thread(getattr(self._client, method), *arguments)
+            try:
+                answer = asyncio.get_running_loop().run_in_executor(None, call)
+            except RuntimeError:
+                # `jupyter run` shuts down in an atexit handler, when no thread starts any more.
+                return call()
+            return await answer
         except SandboxError as exc:
             self.log.debug("%s failed: %s", method, exc)
             raise

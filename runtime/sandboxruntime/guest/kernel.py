@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import site
 import sys
 from typing import Any
 
@@ -36,9 +37,33 @@ def use_listening_descriptors(prefix: str, first_fd: int) -> None:
         if fd is not None:
             # libzmq closes what it is given; a duplicate lets a socket be bound again.
             self.setsockopt(zmq.USE_FD, os.dup(fd))
+            plain_bind(self, addr)
+            self.setsockopt(zmq.USE_FD, -1)
+            # ipykernel's debugger connects to its own shell socket's last endpoint; the path
+            # cannot be reached from here, so the last endpoint is one within the process.
+            addr = f"inproc://sandboxkernel-{fd}"
         return plain_bind(self, addr)
 
     Socket.bind = bind  # type: ignore[method-assign]  # the seam is pyzmq's own method
+
+
+def add_user_site() -> None:
+    """Let what the first `pip install` of a fresh layer installs be importable at once.
+
+    site.py adds the user's site-packages only if they exist when the interpreter starts.
+    """
+    if not site.ENABLE_USER_SITE:
+        return
+    folder = site.getusersitepackages()
+    if folder in sys.path:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written: nothing will be installed there either
+    shared = site.getsitepackages()
+    place = next((i for i, path in enumerate(sys.path) if path in shared), len(sys.path))
+    sys.path.insert(place, folder)
 
 
 def main() -> None:
@@ -48,6 +73,7 @@ def main() -> None:
         prefix = json.load(stream)["ip"]
     # As ipykernel_launcher: the folder of this file must not be importable.
     del sys.path[0]
+    add_user_site()
     for fd in range(int(first_fd), int(first_fd) + PORTS):
         os.set_inheritable(fd, False)
     use_listening_descriptors(prefix, int(first_fd))

@@ -1,0 +1,293 @@
+"""Jupyter's own clients, as programs: they know nothing of sandboxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import papermill
+import pytest
+import websocket
+
+from tests.conformance.server import JUPYTER, TIMEOUT_S, Server, running_server
+from tests.conformance.session import KERNEL_NAME
+from tests.support import ROOT, RunningDaemon, wait_until
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def notebook(*cells: str) -> nbformat.NotebookNode:
+    document = nbformat.v4.new_notebook()
+    document.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    document.metadata.kernelspec = {"name": KERNEL_NAME, "display_name": "x", "language": "python"}
+    return document
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbclient_runs_the_notebooks(path: Path, work: Path, daemon: RunningDaemon) -> None:
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert document.metadata.kernelspec.name == KERNEL_NAME
+    client = nbclient.NotebookClient(
+        document, timeout=TIMEOUT_S, resources={"metadata": {"path": str(work)}}
+    )
+    client.execute()
+    assert all(cell.execution_count for cell in document.cells if cell.cell_type == "code")
+    assert list(daemon.client().kernels()) == []
+
+
+def test_nbclient_tells_of_an_error(work: Path, daemon: RunningDaemon) -> None:
+    client = nbclient.NotebookClient(
+        notebook("1 / 0"), timeout=TIMEOUT_S, resources={"metadata": {"path": str(work)}}
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="ZeroDivisionError"):
+        client.execute()
+    assert list(daemon.client().kernels()) == []
+
+
+def test_nbclient_tells_of_a_kernel_that_died(work: Path) -> None:
+    client = nbclient.NotebookClient(
+        notebook("import os; os._exit(1)"),
+        timeout=TIMEOUT_S,
+        resources={"metadata": {"path": str(work)}},
+    )
+    with pytest.raises(nbclient.exceptions.DeadKernelError):
+        client.execute()
+
+
+def test_nbclient_interrupts_at_its_timeout(work: Path) -> None:
+    client = nbclient.NotebookClient(
+        notebook("while True: pass", "print('next')"),
+        timeout=2,
+        interrupt_on_timeout=True,
+        allow_errors=True,
+        resources={"metadata": {"path": str(work)}},
+    )
+    document = client.execute()
+    assert document.cells[0].outputs[-1].ename == "KeyboardInterrupt"
+    assert document.cells[1].outputs[0].text == "next\n"
+
+
+def test_papermill(work: Path) -> None:
+    parameters = nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
+    document = notebook("print(n * 2)")
+    document.cells.insert(0, parameters)
+    nbformat.write(document, work / "in.ipynb")
+    papermill.execute_notebook(
+        str(work / "in.ipynb"),
+        str(work / "out.ipynb"),
+        parameters={"n": 21},
+        cwd=str(work),
+        progress_bar=False,
+        execution_timeout=TIMEOUT_S,
+    )
+    result = nbformat.read(work / "out.ipynb", as_version=4)
+    assert result.cells[-1].outputs[0].text == "42\n"
+
+
+def test_papermill_tells_of_an_error(work: Path) -> None:
+    nbformat.write(notebook("1 / 0"), work / "in.ipynb")
+    with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
+        papermill.execute_notebook(
+            str(work / "in.ipynb"), str(work / "out.ipynb"), cwd=str(work), progress_bar=False
+        )
+
+
+def test_nbconvert_execute(work: Path) -> None:
+    nbformat.write(notebook("import os; print(os.getpid() < 10, os.getcwd())"), work / "in.ipynb")
+    subprocess.run(
+        [*JUPYTER, "nbconvert", "--to", "notebook", "--execute", "--output", "out", "in.ipynb"],
+        cwd=work,
+        check=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    result = nbformat.read(work / "out.ipynb", as_version=4)
+    assert result.cells[0].outputs[0].text == f"True {work}\n"
+
+
+def test_jupyter_execute(work: Path) -> None:
+    nbformat.write(notebook("6 * 7"), work / "in.ipynb")
+    subprocess.run(
+        [*JUPYTER, "execute", "--inplace", "in.ipynb"],
+        cwd=work,
+        check=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    result = nbformat.read(work / "in.ipynb", as_version=4)
+    assert result.cells[0].outputs[0].data["text/plain"] == "42"
+
+
+def test_jupyter_run(work: Path, daemon: RunningDaemon) -> None:
+    (work / "script.py").write_text("import os; print('pid', os.getpid() < 10)\n")
+    done = subprocess.run(
+        [*JUPYTER, "run", "--kernel", KERNEL_NAME, "script.py"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pid True" in done.stdout
+    assert list(daemon.client().kernels()) == [], done.stderr
+
+
+def test_jupyter_console(work: Path, daemon: RunningDaemon) -> None:
+    done = subprocess.run(
+        [*JUPYTER, "console", "--simple-prompt", "--kernel", KERNEL_NAME],
+        input="x = 6 * 7\nprint('answer', x)\nimport os; print('pid', os.getpid() < 10)\nexit()\n",
+        cwd=work,
+        env={**os.environ, "TERM": "dumb", "JUPYTER_CONSOLE_TEST": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert "answer 42" in done.stdout, (done.stdout, done.stderr)
+    assert "pid True" in done.stdout
+    # The console sends a shutdown_request and leaves: nobody removes what ended.
+    wait_until(lambda: all(k.state == "exited" for k in daemon.client().kernels()))
+    for kernel in daemon.client().kernels():
+        daemon.client().remove(kernel.id)
+
+
+def test_kernelspec_is_listed(work: Path) -> None:
+    done = subprocess.run(
+        [*JUPYTER, "kernelspec", "list", "--json"], capture_output=True, text=True, check=True
+    )
+    assert KERNEL_NAME in json.loads(done.stdout)["kernelspecs"]
+    done = subprocess.run(
+        [*JUPYTER, "kernelspec", "provisioners"], capture_output=True, text=True, check=True
+    )
+    assert "sandboxkernel.provisioner:SandboxProvisioner" in done.stdout
+
+
+class Channels:
+    """The websocket of a kernel."""
+
+    def __init__(self, server: Server, kernel_id: str) -> None:
+        self.session = uuid.uuid4().hex
+        self.socket = websocket.create_connection(
+            f"{server.url.replace('http', 'ws')}/api/kernels/{kernel_id}/channels"
+            f"?session_id={self.session}",
+            header={"Authorization": f"token {server.token}"},
+            timeout=TIMEOUT_S,
+        )
+
+    def execute(self, code: str) -> str:
+        msg_id = uuid.uuid4().hex
+        header = {
+            "msg_id": msg_id,
+            "msg_type": "execute_request",
+            "session": self.session,
+            "username": "test",
+            "version": "5.4",
+            "date": "2026-01-01T00:00:00Z",
+        }
+        content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
+        message = {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}}
+        self.socket.send(json.dumps({**message, "content": content}))
+        return msg_id
+
+    def until(self, msg_id: str | None, msg_type: str, **content: Any) -> dict[str, Any]:
+        """The next message of this kind; None: whatever its parent."""
+        while True:
+            message = json.loads(self.socket.recv())
+            if msg_id is not None and message["parent_header"].get("msg_id") != msg_id:
+                continue
+            if message["msg_type"] == msg_type and content.items() <= message["content"].items():
+                return message["content"]
+
+    def result(self, code: str) -> str:
+        return self.until(self.execute(code), "execute_result")["data"]["text/plain"]
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@pytest.fixture
+def server(
+    daemon: RunningDaemon, talk_to_the_daemon: None, work: Path, tmp_path: Path
+) -> Iterator[Server]:
+    with running_server(work, tmp_path / "server.log") as running:
+        yield running
+
+
+def test_server_rest_and_websocket(server: Server, daemon: RunningDaemon) -> None:
+    kernel_id = server.call("POST", "kernels", {"name": KERNEL_NAME})["id"]
+    assert [k.kernel_id for k in daemon.client().kernels()] == [kernel_id]
+    channels = Channels(server, kernel_id)
+    assert channels.result("import os; os.getpid() < 10") == "True"
+
+    loop = channels.execute("kept = 42\nprint('in the loop', flush=True)\nwhile True: pass")
+    channels.until(loop, "stream", name="stdout")
+    server.call("POST", f"kernels/{kernel_id}/interrupt")
+    assert channels.until(loop, "error")["ename"] == "KeyboardInterrupt"
+    assert channels.result("kept") == "42"
+
+    server.call("POST", f"kernels/{kernel_id}/restart")
+    assert channels.result("'kept' in globals()") == "False"
+    assert daemon.client().inspect(kernel_id).generation == 2
+
+    server.call("DELETE", f"kernels/{kernel_id}")
+    channels.close()
+    assert server.call("GET", "kernels") == []
+    assert list(daemon.client().kernels()) == []
+
+
+def test_server_restarts_a_kernel_that_died_and_says_why(
+    server: Server, daemon: RunningDaemon
+) -> None:
+    kernel_id = server.call("POST", "kernels", {"name": KERNEL_NAME})["id"]
+    channels = Channels(server, kernel_id)
+    assert channels.result("1") == "1"
+    channels.execute("import os; os._exit(5)")
+    channels.until(None, "status", execution_state="restarting")
+    assert "5" in server.call("GET", f"kernels/{kernel_id}")["reason"]
+    wait_until(lambda: daemon.client().inspect(kernel_id).generation == 2)
+    channels.close()
+    channels = Channels(server, kernel_id)
+    assert channels.result("2") == "2"
+    channels.close()
+    server.call("DELETE", f"kernels/{kernel_id}")
+
+
+def test_server_sessions(server: Server, daemon: RunningDaemon, work: Path) -> None:
+    """What JupyterLab does: a session of a notebook in a subfolder, two kernels at once."""
+    (work / "sub").mkdir()
+    nbformat.write(notebook("1"), work / "sub" / "n.ipynb")
+    body = {"path": "sub/n.ipynb", "type": "notebook", "name": "n", "kernel": {"name": KERNEL_NAME}}
+    first = server.call("POST", "sessions", body)
+    second = server.call("POST", "kernels", {"name": KERNEL_NAME, "path": "sub"})
+    channels = Channels(server, first["kernel"]["id"])
+    assert channels.result("import os; os.getcwd()") == repr(str(work / "sub"))
+    channels.close()
+    assert len(list(daemon.client().kernels())) == 2
+    server.call("DELETE", f"sessions/{first['id']}")
+    assert [k.kernel_id for k in daemon.client().kernels()] == [second["id"]]
+
+
+def test_server_answers_with_the_reason_of_a_failed_start(work: Path, tmp_path: Path) -> None:
+    options = ("--SandboxProvisioner.profile=bio999",)
+    with running_server(work, tmp_path / "server.log", *options) as server:
+        body = {"path": "n.ipynb", "type": "notebook", "name": "", "kernel": {"name": KERNEL_NAME}}
+        answer = server.request("POST", "sessions", body)
+        assert answer.status_code == 500
+        assert "no profile 'bio999'" in answer.text and "Offered to you" in answer.text
+
+
+def test_server_that_stops_leaves_no_kernel(
+    work: Path, tmp_path: Path, daemon: RunningDaemon
+) -> None:
+    with running_server(work, tmp_path / "server.log") as server:
+        for _ in range(2):
+            server.call("POST", "kernels", {"name": KERNEL_NAME})
+        assert len(list(daemon.client().kernels())) == 2
+    assert list(daemon.client().kernels()) == []
