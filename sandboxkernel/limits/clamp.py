@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from sandboxkernel.errors import LimitError
 from sandboxkernel.models import IoLimit, Limits
+from sandboxkernel.units import format_size
 
 __all__ = ["BOUNDS", "IO_BOUNDS", "check_wish", "clamp", "most"]
 
@@ -49,11 +50,16 @@ def _check(value: float | None, field: str, least: float, greatest: float, unit:
         return
     if not math.isfinite(value) or not least <= value <= greatest:
         raise LimitError(
-            f"{field} is {value!r}, outside {least:g} to {greatest:g} {unit}".rstrip(),
-            hint=f"Ask for at least {least:g} {unit}".rstrip()
-            + ", or leave it out for the default.",
+            f"{field} is {value!r}, outside {_amount(least, unit)} to {_amount(greatest, unit)}",
+            hint=f"Ask for at least {_amount(least, unit)}, or leave it out for the default.",
             field=field,
         )
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return format_size(int(value))
+    return f"{value:.10g} {unit}".rstrip()
 
 
 def _lower(wish: Number | None, default: Number | None, maximum: Number | None) -> Number | None:

@@ -105,6 +105,19 @@ def run_cell(page: Page, index: int) -> None:
     page.keyboard.press("Control+Enter")
 
 
+def run_first_cell(page: Page, index: int = 0) -> None:
+    """For a moment a new notebook has a kernel to show and none to run cells with."""
+    prompt = cell(page, index).locator(".jp-InputPrompt")
+    before = prompt.inner_text()
+
+    def accepted() -> bool:
+        run_cell(page, index)
+        page.wait_for_timeout(500)
+        return prompt.inner_text() != before
+
+    wait_until(accepted, timeout_s=60, what="the notebook runs a cell")
+
+
 def command(page: Page, name: str) -> Locator:
     return page.locator(f'.jp-NotebookPanel-toolbar [data-command="{name}"]')
 
@@ -125,16 +138,8 @@ def test_launcher_starts_a_sandbox(
     expect(page.locator("#jp-main-statusbar")).to_contain_text(f"{DISPLAY_NAME} | Idle")
     cell(page, 0).locator(".cm-content").click()
     page.keyboard.type("import os; os.getpid() < 10")
-    output = cell(page, 0).locator(".jp-OutputArea-output")
-
-    def answered() -> bool:
-        # For a moment a new notebook has a kernel to show and none to run cells with.
-        run_cell(page, 0)
-        page.wait_for_timeout(1000)
-        return bool(output.count())
-
-    wait_until(answered, timeout_s=60)
-    expect(output).to_have_text("True")
+    run_first_cell(page)
+    expect(cell(page, 0).locator(".jp-OutputArea-output")).to_have_text("True")
     (kernel,) = daemon.client().kernels()
     assert kernel.kernel_name == KERNEL_NAME
 
@@ -144,9 +149,8 @@ def test_notebook_runs_is_interrupted_restarted_and_shut_down(
 ) -> None:
     open_lab(page, lab, "/tree/analysis.ipynb")
     kernel_status(page, "idle")
+    run_first_cell(page)
     (kernel,) = daemon.client().kernels()
-
-    run_cell(page, 0)
     expect(cell(page, 0).locator(".jp-OutputArea-output")).to_contain_text(kernel.id)
     expect(cell(page, 0).locator(".jp-OutputArea-output")).to_contain_text("['lo']")
     run_cell(page, 1)
@@ -186,7 +190,7 @@ def test_dead_kernel_is_announced_and_restarted(
     nbformat.write(document, work / "dies.ipynb")
     open_lab(page, lab, "/tree/dies.ipynb")
     kernel_status(page, "idle")
-    run_cell(page, 0)
+    run_first_cell(page)
     dialog = page.locator(".jp-Dialog")
     expect(dialog).to_contain_text("appears to have died")
     dialog.locator(".jp-mod-accept").click()

@@ -230,6 +230,8 @@ def test_server_rest_and_websocket(server: Server, daemon: RunningDaemon) -> Non
     channels.until(loop, "stream", name="stdout")
     server.call("POST", f"kernels/{kernel_id}/interrupt")
     assert channels.until(loop, "error")["ename"] == "KeyboardInterrupt"
+    # Until it is idle again, ipykernel aborts what follows a cell that failed.
+    channels.until(loop, "status", execution_state="idle")
     assert channels.result("kept") == "42"
 
     server.call("POST", f"kernels/{kernel_id}/restart")
