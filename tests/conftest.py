@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -12,6 +12,17 @@ from tests import support
 from tests.support import RunningDaemon, host_state, leaks, running_daemon, wait_until
 
 PRIVILEGED = ("integration", "escape", "conformance", "browser")
+# What a host can be without, because it has the alternative: the tests of that one run instead.
+REVIEWED_SKIPS = frozenset(
+    {
+        "no v2",
+        "v2 only",
+        "no v1 freezer",
+        "no v1 pids controller",
+        "no v1 devices controller",
+        "x86 only",
+    }
+)
 CONFIG = """
 c.SandboxKernelDaemon.profiles = {
     "default": {"maximum": {"memory": "4G"}},
@@ -36,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if support.MUST_RUN:
                 raise pytest.UsageError(f"{item.nodeid} needs root")
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """`make test`: a skip without a reviewed reason is a failure."""
+    report = yield
+    if support.MUST_RUN and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if reason.removeprefix("Skipped: ") not in REVIEWED_SKIPS:
+            report.outcome = "failed"
+            report.longrepr = f"skipped for a reason that nobody reviewed: {reason}"
+    return report
 
 
 def pytest_sessionfinish() -> None:

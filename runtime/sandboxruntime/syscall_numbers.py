@@ -1,7 +1,7 @@
 """System call numbers by name. Pure.
 
-Sources: asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64) of Linux 6.1, and for
-451 and above scripts/syscall.tbl of Linux 6.18. Since 424 every architecture uses one number.
+Sources: arch/x86/entry/syscalls/syscall_64.tbl (x86_64), include/uapi/asm-generic/unistd.h
+(aarch64), and syscalls(2). Since 424 every architecture uses one number.
 """
 
 from __future__ import annotations

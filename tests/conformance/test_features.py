@@ -223,8 +223,7 @@ class TestDebugger:
 
 def test_subshell_answers_while_a_cell_runs(kernel: Session) -> None:
     info = kernel.control("kernel_info_request", {})["content"]
-    if "kernel subshells" not in info.get("supported_features", []):
-        pytest.skip("ipykernel without subshells")
+    assert "kernel subshells" in info["supported_features"]
     created = kernel.control("create_subshell_request", {})["content"]
     assert created["status"] == "ok"
     subshell = created["subshell_id"]
@@ -392,12 +391,8 @@ os.unlink('/dev/shm/big')
 
 
 def test_numpy(kernel: Session) -> None:
-    if "ModuleNotFoundError" in (found := kernel.run("import numpy")).reply["content"].get(
-        "ename", ""
-    ):
-        pytest.skip("no numpy in the host image")
-    assert found.status == "ok"
     code = """
+import numpy
 a = numpy.arange(400 * 400, dtype=float).reshape(400, 400) / 1e4
 inverse = numpy.linalg.inv(a @ a.T + numpy.eye(400))
 print(numpy.allclose(inverse @ (a @ a.T + numpy.eye(400)), numpy.eye(400), atol=1e-4))
