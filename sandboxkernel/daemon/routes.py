@@ -132,8 +132,13 @@ class KernelsHandler(Handler):
         sandbox = await self.unless_gone(self.kernels.create(self.caller, request))
         if sandbox is None:
             return
-        self.set_header("Location", f"/v1/kernels/{sandbox.id}")
-        self.reply(sandbox.model(), HTTPStatus.CREATED)
+        try:
+            if self.gone:
+                raise iostream.StreamClosedError
+            self.set_header("Location", f"/v1/kernels/{sandbox.id}")
+            await self.reply(sandbox.model(), HTTPStatus.CREATED)
+        except iostream.StreamClosedError:
+            await self.kernels.remove(self.caller, sandbox.id)
 
 
 class KernelHandler(Handler):

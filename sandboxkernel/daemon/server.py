@@ -119,10 +119,21 @@ class BaseHandler(web.RequestHandler):
 
     def prepare(self) -> None:
         """Identify the caller by the socket's credentials (unix(7), SO_PEERCRED)."""
-        connection: Any = self.request.connection
-        _, uid, gid = _peer(connection.stream)
-        self.caller = subject_of(uid, gid)
         self._gone = asyncio.Event()
+        if self._stream().closed():
+            raise web.Finish
+        _, uid, gid = _peer(self._stream())
+        self.caller = subject_of(uid, gid)
+
+    def _stream(self) -> iostream.IOStream:
+        connection: Any = self.request.connection
+        stream: iostream.IOStream = connection.stream
+        return stream
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has hung up."""
+        return self._gone.is_set() or self._stream().closed()
 
     def on_connection_close(self) -> None:
         """The client hung up: streams and waits end."""
@@ -160,11 +171,11 @@ class BaseHandler(web.RequestHandler):
             raise RequestError(f"{name} is {value}, outside {least} to {most}", field=name)
         return value
 
-    def reply(self, model: object, status: int = HTTPStatus.OK) -> None:
-        """Send a model as JSON."""
+    def reply(self, model: object, status: int = HTTPStatus.OK) -> asyncio.Future[None]:
+        """Send a model as JSON; done, or failed with StreamClosedError, when it is written."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
-        self.finish(msgspec.json.encode(model))
+        return self.finish(msgspec.json.encode(model))
 
     def reply_empty(self) -> None:
         """204."""
@@ -185,6 +196,10 @@ class BaseHandler(web.RequestHandler):
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._gone.wait())
         try:
+            # tornado tells of a hang-up unless it happened before the handler first waited.
+            await asyncio.sleep(0)
+            if self.gone:
+                self._gone.set()
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return await task

@@ -14,6 +14,8 @@ PRELUDE = """
 import ctypes, errno, os, socket, stat, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *args):
+    # A plain int goes as 32 bits, and above them on the stack is whatever was there.
+    args = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
     result = libc.syscall(ctypes.c_long(number), *args)
     if result < 0:
         raise OSError(ctypes.get_errno(), "")

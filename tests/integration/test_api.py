@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -296,13 +297,16 @@ def test_a_client_that_leaves_while_its_kernel_starts_leaves_nothing(daemon: Run
     import msgspec
 
     data = msgspec.json.encode(body)
-    for _ in range(5):
+    request = (
+        f"POST /v1/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    )
+    for stay_s in (0, 0, 0, 0.001, 0.003, 0.005, 0.01, 0.02, 0.04, 0.08):
         with connect_unix(daemon.socket_path) as sock:
-            sock.sendall(
-                f"POST /v1/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                + data
-            )
-    wait_until(lambda: list(daemon.client().kernels()) == [])
+            sock.sendall(request + data)
+            time.sleep(stay_s)
+        # No later than the daemon has dealt with all that came before this one.
+        daemon.client().ping()
+        wait_until(lambda: list(daemon.client().kernels()) == [])
 
 
 def test_parallel_starts_all_succeed(daemon: RunningDaemon) -> None:
