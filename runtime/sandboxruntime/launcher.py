@@ -20,7 +20,9 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sandboxruntime import container as containers
@@ -37,6 +39,14 @@ from sandboxruntime.syscalls import CloneFlag, MountFlag
 __all__ = ["Launcher", "encode_error", "main"]
 
 FAULT_VARIABLE = "SANDBOXRUNTIME_FAIL_AT"  # a Step: the fault-injection tests set it
+
+
+def _survive(callback: Callable[[], None]) -> None:
+    """One container's trouble must not end all others: it goes to the daemon's log."""
+    try:
+        callback()
+    except (ContainerError, OSError):
+        sys.stderr.write(traceback.format_exc())
 
 
 def encode_error(exc: BaseException) -> dict[str, Any]:
@@ -63,8 +73,10 @@ class Launcher:
         try:
             while self._running:
                 for key, _ in self._selector.select():
-                    callback: Callable[[], None] = key.data
-                    callback()
+                    # An earlier callback of this round may have deleted what this one is for.
+                    if self._selector.get_map().get(key.fd) is key:
+                        callback: Callable[[], None] = key.data
+                        callback()
         finally:
             for container in list(self._containers.values()):
                 self._delete(container)
@@ -120,8 +132,9 @@ class Launcher:
     def _adopt(self, container: Container) -> None:
         self._containers[container.spec.container_id] = container
         register = self._selector.register
-        register(container.pidfd, selectors.EVENT_READ, lambda: self._on_exit(container))
-        register(container.oom_fd, selectors.EVENT_READ, lambda: self._on_oom(container))
+        on_exit, on_oom = partial(self._on_exit, container), partial(self._on_oom, container)
+        register(container.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
+        register(container.oom_fd, selectors.EVENT_READ, partial(_survive, on_oom))
 
     def _on_exit(self, container: Container) -> None:
         self._selector.unregister(container.pidfd)
@@ -159,7 +172,7 @@ class Launcher:
             close_fds([joined.pidfd, joined.exit_fd])
             self._send({"event": "exec_exit", "exec_id": exec_id, "wait_status": status})
 
-        self._selector.register(joined.pidfd, selectors.EVENT_READ, on_exit)
+        self._selector.register(joined.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
         return exec_id
 
     def _delete(self, container: Container) -> None:
