@@ -186,11 +186,16 @@ def test_dead_kernel_is_announced_and_restarted(
     page: Page, lab: Server, daemon: RunningDaemon, work: Path
 ) -> None:
     document = nbformat.read(work / "analysis.ipynb", as_version=4)
-    document.cells = [nbformat.v4.new_code_cell("import os; os._exit(9)")]
+    document.cells = [
+        nbformat.v4.new_code_cell(source) for source in ("1 + 1", "import os; os._exit(9)")
+    ]
     nbformat.write(document, work / "dies.ipynb")
     open_lab(page, lab, "/tree/dies.ipynb")
     kernel_status(page, "idle")
+    # It presses the key until a cell runs, and in the dialog that key would mean "OK".
     run_first_cell(page)
+    expect(cell(page, 0).locator(".jp-OutputArea-output")).to_have_text("2")
+    run_cell(page, 1)
     dialog = page.locator(".jp-Dialog")
     expect(dialog).to_contain_text("appears to have died")
     dialog.locator(".jp-mod-accept").click()
