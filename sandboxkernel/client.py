@@ -41,6 +41,7 @@ from sandboxkernel.models import (
     UserLayerDiff,
     UserLayerList,
     Version,
+    ZygoteList,
 )
 from sandboxkernel.paths import api_socket_path
 
@@ -350,6 +351,10 @@ class SandboxClient:
     def disk_usage(self) -> DiskUsage:
         """Disk blocks in use; administrators only."""
         return self._get("/v1/system/df", DiskUsage)
+
+    def zygotes(self) -> ZygoteList:
+        """What kernels are forked from; administrators only."""
+        return self._get("/v1/system/zygotes", ZygoteList)
 
     def prune(self, *, dry_run: bool = False) -> PruneReport:
         """Remove what nothing uses; administrators only."""

@@ -182,6 +182,7 @@ class Kernel(_Response, kw_only=True, frozen=True):
     state: Literal["starting", "running", "paused", "exited"]
     executor: str = "native"
     start_path: Literal["cold", "warm", "spare"] = "cold"
+    cold_reason: str = ""
     generation: int = 1
     pid: int | None = None
     created_at: datetime
@@ -348,6 +349,30 @@ class PruneReport(_Response, kw_only=True, frozen=True):
     removed: list[str]
     freed_bytes: int
     dry_run: bool
+
+
+class Zygote(_Response, kw_only=True, frozen=True):
+    """A prepared process from which kernels are forked. `spares` are the ids of those that wait.
+
+    `domain` is who shares it: a profile, or a profile and one user's uid.
+    """
+
+    id: str
+    image_digest: str
+    domain: str
+    preload: list[str] = []
+    forks: int
+    age_s: float
+    spares: list[str] = []
+    memory_bytes: int
+    retired: bool = False
+
+
+class ZygoteList(_Response, kw_only=True, frozen=True):
+    """The zygotes of the daemon; `starting` are the domains of those being made."""
+
+    zygotes: list[Zygote]
+    starting: list[str] = []
 
 
 class Version(_Response, kw_only=True, frozen=True):

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from sandboxkernel.client import SandboxClient
-from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits
+from sandboxkernel.errors import SandboxError
+from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits, Zygote
 
 ROOT = Path(__file__).resolve().parents[1]
 MUST_RUN = bool(os.environ.get("SANDBOXKERNEL_TESTS_MUST_RUN"))
@@ -30,6 +31,7 @@ SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxke
 # Per session: two sessions on one machine must not take each other's sandboxes for leaks.
 CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
 _run_dirs: set[Path] = set()
+FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 
 
 def wait_until(
@@ -120,7 +122,21 @@ def running_daemon(
         yield daemon
     finally:
         daemon.stop()
+        _run_dirs.discard(run_dir)
         shutil.rmtree(run_dir)
+
+
+def warm_up(daemon: RunningDaemon, profile: str | None = None) -> Zygote:
+    """Start a kernel of a profile, and wait for the zygote that it calls for and for its spare."""
+    with sandbox(daemon, as_kernel=True, profile=profile):
+        pass
+    domain = profile or "default"
+
+    def ready() -> Zygote | None:
+        found = daemon.client().zygotes().zygotes
+        return next((z for z in found if z.domain == domain and z.spares), None)
+
+    return wait_until(ready, what=f"a zygote of {domain} with a spare")
 
 
 @contextlib.contextmanager
@@ -161,15 +177,26 @@ def python_inside(daemon: RunningDaemon, kernel: Kernel, source: str) -> tuple[i
     return run_inside(daemon, kernel, "python3", "-c", source)
 
 
+def residents() -> set[str]:
+    """Zygotes and waiting spares of our daemons: theirs, and nothing that a sandbox left."""
+    found: set[str] = set()
+    for run_dir in _run_dirs:
+        with contextlib.suppress(SandboxError, OSError):
+            for zygote in SandboxClient(run_dir / "api.sock").zygotes().zygotes:
+                found |= {zygote.id, *zygote.spares}
+    return found
+
+
 def host_state() -> dict[str, Any]:
     """Everything that a sandbox could leave behind on this host."""
+    kept = residents()
     cgroups = [
         str(path)
         for parent in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}")
         for path in parent.rglob("*")
-        if path.is_dir() and len(path.name) == 12
+        if path.is_dir() and len(path.name) == 12 and path.name not in kept
     ]
-    processes, namespaces = _foreign_processes()
+    processes, namespaces = _foreign_processes(kept)
     mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return {
         "cgroups": sorted(cgroups),
@@ -178,11 +205,13 @@ def host_state() -> dict[str, Any]:
         "mounts": sorted(mounts),
         "loop devices": sorted(p.name for p in Path("/sys/block").glob("loop*/loop")),
         "run directories": sorted(str(p) for run in _run_dirs for p in run.glob("k/*")),
-        "scratch": sorted(p.name for p in (SHARED_DATA / "scratch").glob("*")),
+        "scratch": sorted(
+            p.name for p in (SHARED_DATA / "scratch").glob("*") if p.name not in kept
+        ),
     }
 
 
-def _foreign_processes() -> tuple[set[str], set[str]]:
+def _foreign_processes(kept: set[str]) -> tuple[set[str], set[str]]:
     """Processes with a sandbox's uid, and namespaces other than ours, that processes hold."""
     processes, namespaces = set(), set()
     own = {n: os.readlink(f"/proc/self/ns/{n}") for n in ("net", "pid", "user", "ipc", "uts")}
@@ -190,15 +219,20 @@ def _foreign_processes() -> tuple[set[str], set[str]]:
         if not entry.name.isdigit():
             continue
         try:
-            if _of_another_session((entry / "cgroup").read_text()):
+            cgroups = (entry / "cgroup").read_text()
+            if _of_another_session(cgroups) or _cgroup_names(cgroups) & kept:
                 continue
             status = (entry / "status").read_text()
-            if int(status.split("Uid:\t")[1].split("\t")[0]) >= 0x70000000:
+            if int(status.split("Uid:\t")[1].split("\t")[0]) >= FIRST_ID:
                 processes.add(f"{entry.name} {status.splitlines()[0]}")
             namespaces |= {os.readlink(entry / "ns" / name) for name in own} - set(own.values())
         except (OSError, IndexError):
             continue  # it ended while we looked
     return processes, namespaces
+
+
+def _cgroup_names(cgroups: str) -> set[str]:
+    return {line.rpartition("/")[2] for line in cgroups.splitlines()}
 
 
 def _of_another_session(cgroups: str) -> bool:

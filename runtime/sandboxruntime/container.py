@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import select
-import signal
+import socket
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sandboxruntime import capabilities, seccomp, syscalls
 from sandboxruntime.cgroup import Cgroup, Layout
@@ -24,27 +24,22 @@ from sandboxruntime.init import (
     PR_SET_NO_NEW_PRIVS,
     Context,
     confine,
+    orders_fds,
     report_failure,
     run_init,
 )
-from sandboxruntime.namespaces import write_id_maps
+from sandboxruntime.namespaces import NAMESPACES, write_id_maps
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag
 from sandboxruntime.validate import validate
+from sandboxruntime.zygote import Spare, Zygote, end
 
 __all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit"]
 
+STATUS_TOTAL_MAX = 65536  # bytes
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
-_NAMESPACES = (
-    CloneFlag.NEWUSER
-    | CloneFlag.NEWNS
-    | CloneFlag.NEWPID
-    | CloneFlag.NEWIPC
-    | CloneFlag.NEWUTS
-    | CloneFlag.NEWNET
-)
 
 
 @dataclass(slots=True)
@@ -139,21 +134,26 @@ class _Pipe:
             os.close(self.take_read())
 
 
-def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Container:
+def create(
+    host: Host, spec: Spec, *, handover_fd: int, log_fd: int, source: Zygote | Spare | None = None
+) -> Container:
     """Make a container up to the point where its process waits for the hand-over.
 
-    Borrows both descriptors. On failure raises a ContainerError and leaves nothing behind.
+    Its pid 1 is a fork of this process, of a zygote's, or a spare, which is used up. Borrows both
+    descriptors. On failure raises a ContainerError and leaves nothing behind.
     """
     timer = _Timer(host.fail_at)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as temporary:
+        if isinstance(source, Spare):
+            undo.callback(source.discard)
         with timer.step(Step.VALIDATE):
             validate(spec)
             program = host.seccomp_program(spec.seccomp_profile)
         with timer.step(Step.CGROUP):
-            cgroup = Cgroup.create(host.layout, spec.cgroups_path, spec.limits)
-            undo.callback(_remove_cgroup, cgroup)
-            cgroup_fds = cgroup.entry_fds()
-            cgroup_fd = _open_cgroup(cgroup, cgroup_fds, temporary)
+            cgroup = _cgroup_for(host, spec, source, undo)
+            birth = source.ask(cgroup) if isinstance(source, Zygote) else None
+            if birth is not None:
+                temporary.callback(birth.close)
         with timer.step(Step.ROOTFS):
             root_fd = host.mounts.open_rootfs(spec)
             temporary.callback(os.close, root_fd)
@@ -163,29 +163,25 @@ def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Containe
             for bind in spec.binds:
                 bind_fds.append(host.mounts.open_bind(bind, spec))
                 temporary.callback(os.close, bind_fds[-1])
-        with timer.step(Step.CLONE):
-            status, ending, go = (_Pipe(temporary) for _ in range(3))
-            context = Context(
-                spec=spec,
-                status_fd=status.write,
-                handover_fd=handover_fd,
-                exit_fd=ending.write,
-                log_fd=log_fd,
-                cgroup_fds=cgroup_fds,
-                seccomp_program=program,
-                root_fd=root_fd,
-                bind_fds=bind_fds,
-                fail_at=host.fail_at,
-            )
-            pid, pidfd = syscalls.clone3(_NAMESPACES, cgroup_fd=cgroup_fd)
-            if pid == 0:
-                _child(context, go, host.mounts.attach_point)
-            undo.callback(_kill_and_reap, pidfd)
-            status.close_write()
-            ending.close_write()
-        with timer.step(Step.IDMAP):
-            write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
-            os.write(go.write, b"g")
+        status, ending = _Pipe(temporary), _Pipe(temporary)
+        context = Context(
+            spec=spec,
+            status_fd=status.write,
+            handover_fd=handover_fd,
+            exit_fd=ending.write,
+            log_fd=log_fd,
+            cgroup_fds=[],
+            seccomp_program=program,
+            root_fd=root_fd,
+            bind_fds=bind_fds,
+            fail_at=host.fail_at,
+        )
+        if source is None:
+            pid, pidfd = _clone(host, context, cgroup, timer, undo)
+        else:
+            pid, pidfd = _order(source, birth, context, timer, undo)
+        status.close_write()
+        ending.close_write()
         timings = _await_status(status.read)
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
@@ -198,6 +194,62 @@ def create(host: Host, spec: Spec, *, handover_fd: int, log_fd: int) -> Containe
             cgroup=cgroup,
             timings={**timer.timings, **timings},
         )
+
+
+def _cgroup_for(
+    host: Host, spec: Spec, source: Zygote | Spare | None, undo: contextlib.ExitStack
+) -> Cgroup:
+    """A new cgroup with the spec's limits; a spare is in its own since its birth."""
+    if isinstance(source, Spare):
+        source.take_limits(spec)
+        return source.cgroup
+    # The pid 1 of a zygote outlives it: every kernel that it forked is in its PID namespace.
+    cgroup = Cgroup.create(
+        host.layout, spec.cgroups_path, spec.limits, kill_as_unit=not spec.zygote
+    )
+    undo.callback(_remove_cgroup, cgroup)
+    return cgroup
+
+
+def _clone(
+    host: Host, context: Context, cgroup: Cgroup, timer: _Timer, undo: contextlib.ExitStack
+) -> tuple[int, int]:
+    """Pid 1 as a fork of this process; its pid and pidfd."""
+    spec = context.spec
+    with contextlib.ExitStack() as temporary:
+        with timer.step(Step.CLONE):
+            go = _Pipe(temporary)
+            context.cgroup_fds = cgroup.entry_fds()
+            cgroup_fd = _open_cgroup(cgroup, context.cgroup_fds, temporary)
+            namespaces = NAMESPACES & ~CloneFlag.NEWUSER if spec.zygote else NAMESPACES
+            pid, pidfd = syscalls.clone3(namespaces, cgroup_fd=cgroup_fd)
+            if pid == 0:
+                _child(context, go, host.mounts.attach_point)
+            undo.callback(end, pidfd)
+        with timer.step(Step.IDMAP):
+            if not spec.zygote:
+                write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
+            os.write(go.write, b"g")
+    return pid, pidfd
+
+
+def _order(
+    source: Zygote | Spare, birth: socket.socket | None, context: Context, timer: _Timer,
+    undo: contextlib.ExitStack,
+) -> tuple[int, int]:  # fmt: skip
+    """Pid 1 as a fork of a zygote's, now or long ago, which gets its orders; pid and pidfd."""
+    with timer.step(Step.CLONE):
+        if isinstance(source, Spare):
+            child = source.child
+        else:
+            assert birth is not None
+            child = source.receive(birth)
+            undo.callback(end, child.pidfd)
+    with timer.step(Step.IDMAP):
+        write_id_maps(child.pid, context.spec.uid_mappings, context.spec.gid_mappings)
+        child.confine(context.spec, context.seccomp_program, orders_fds(context), context.fail_at)
+        child.sock.close()
+    return child.pid, child.pidfd
 
 
 def _open_cgroup(cgroup: Cgroup, entry_fds: list[int], stack: contextlib.ExitStack) -> int:
@@ -256,7 +308,7 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
         try:
             _await_status(status.read)
         except BaseException:
-            _kill_and_reap(pidfd)
+            end(pidfd)
             raise
         return Joined(container.spec.container_id, pidfd, ending.take_read())
 
@@ -266,13 +318,13 @@ def _joining_child(context: Context, container_pidfd: int) -> NoReturn:
         syscalls.prctl(PR_SET_DUMPABLE, 0)
         for fd in context.cgroup_fds:
             os.write(fd, b"0")
-        syscalls.setns(container_pidfd, _NAMESPACES | CloneFlag.NEWCGROUP)
+        syscalls.setns(container_pidfd, NAMESPACES | CloneFlag.NEWCGROUP)
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         child = os.fork()  # setns to a PID namespace takes effect for children
         if child == 0:
             confine(context, JOIN_STEPS)
-            os.write(context.status_fd, json.dumps({"timings": context.timings}).encode())
+            os.write(context.status_fd, json.dumps({"timings": context.timings}).encode() + b"\n")
             become_program(context.handover_fd, context.exit_fd, context.status_fd)
     except BaseException as exc:
         report_failure(context.status_fd, Step.CLONE, exc)
@@ -295,10 +347,13 @@ def _wait_for_joined(context: Context, child: int) -> NoReturn:
 
 
 def _await_status(status_fd: int) -> dict[str, float]:
-    """Wait for the child's word: its timings, or a failure raised as SetupError."""
+    """Wait for the word of all who hold the pipe: timings, or a failure raised as SetupError.
+
+    They may be children of a zygote, so nothing that comes here is trusted to make sense.
+    """
     deadline = time.monotonic() + SETUP_DEADLINE_S
     data = b""
-    while True:
+    while len(data) < STATUS_TOTAL_MAX:
         remaining = deadline - time.monotonic()
         readable, _, _ = select.select([status_fd], [], [], max(0.0, remaining))
         if not readable:
@@ -307,11 +362,16 @@ def _await_status(status_fd: int) -> dict[str, float]:
         if not chunk:
             break
         data += chunk
-    record: dict[str, Any] = json.loads(data) if data else {}
-    if "timings" in record:
-        return {str(step): float(ms) for step, ms in record["timings"].items()}
-    if "step" in record:
-        raise _setup_error(record["step"], record["errno"], record["message"])
+    try:
+        records = [json.loads(line) for line in data.splitlines()]
+        failures = [record for record in records if "step" in record]
+        timings = [record["timings"] for record in records if "timings" in record]
+        if not failures and timings:
+            return {str(step): float(ms) for step, ms in timings[0].items()}
+        for failure in failures[:1]:
+            raise _setup_error(Step(failure["step"]), int(failure["errno"]), failure["message"])
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise _setup_error(Step.CLONE, 0, f"the process said {data[:200]!r}") from exc
     raise _setup_error(Step.CLONE, 0, "the process ended without a word (out of memory?)")
 
 
@@ -325,7 +385,7 @@ def delete(host: Host, container: Container) -> None:
     """Kill what is left and give everything back. Idempotent towards a half-gone container."""
     container.cgroup.kill()
     if not container.exited:
-        _kill_and_reap(container.pidfd)
+        end(container.pidfd)
         container.exited = True
     else:
         os.close(container.pidfd)
@@ -337,12 +397,3 @@ def delete(host: Host, container: Container) -> None:
 def _remove_cgroup(cgroup: Cgroup) -> None:
     cgroup.kill()
     cgroup.remove()
-
-
-def _kill_and_reap(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended and waits to be reaped
-    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    os.close(pidfd)

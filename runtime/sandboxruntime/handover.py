@@ -21,7 +21,16 @@ from typing import Any, NoReturn
 from sandboxruntime import syscalls
 from sandboxruntime.channel import MAX_FDS, recv_exact
 
-__all__ = ["FIRST_FD", "Payload", "become_program", "encode_payload", "read_result"]
+__all__ = [
+    "FIRST_FD",
+    "Payload",
+    "Result",
+    "become_program",
+    "encode_payload",
+    "execute",
+    "read_result",
+    "take_over",
+]
 
 FIRST_FD = 3  # where the descriptors of a payload start in the program
 MAX_PAYLOAD = 8 * 1024 * 1024  # bytes; the environment is limited to 2 MiB by the API
@@ -60,16 +69,56 @@ def encode_payload(payload: Payload) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-def read_result(data: bytes) -> tuple[int, str] | None:
-    """What the process wrote before its exec: None for success, else (errno, message)."""
-    if not data:
-        return None
-    record = json.loads(data)
-    return int(record["errno"]), str(record["message"])
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a process said before it closed the socket. Nothing said is success.
+
+    `executed` is why a zygote's child executed an interpreter of its own.
+    """
+
+    failure: tuple[int, str] | None = None  # errno, message
+    executed: str = ""
+
+
+def read_result(data: bytes) -> Result:
+    """Decode the lines that the process wrote."""
+    failure, executed = None, ""
+    for line in data.splitlines():
+        record = json.loads(line)
+        if "errno" in record:
+            failure = int(record["errno"]), str(record["message"])
+        else:
+            executed = str(record["executes"])
+    return Result(failure, executed)
 
 
 def become_program(handover_fd: int, exit_fd: int, status_fd: int) -> NoReturn:
     """Greet, receive the payload, exec. Never returns; ends with 126 or 127 as a shell would."""
+    execute(*take_over(handover_fd, exit_fd, status_fd))
+
+
+def execute(
+    sock: socket.socket, argv: list[str], env: dict[str, str], *, reason: str = ""
+) -> NoReturn:
+    """Execute what take_over() returned; a failure, or a `reason` to do so, is told the daemon."""
+    try:
+        if reason:
+            _tell(sock, {"executes": reason})
+        for signum in SIGNALS_IGNORED_BY_PYTHON:
+            signal.signal(signum, signal.SIG_DFL)
+        os.execvpe(argv[0], argv, env)
+    except BaseException as exc:  # nothing above us could report it
+        _refuse(sock, exc)
+
+
+def take_over(
+    handover_fd: int, exit_fd: int, status_fd: int
+) -> tuple[socket.socket, list[str], dict[str, str]]:
+    """Greet, receive the payload, put its files, descriptors and directory in place.
+
+    Returns the socket, argv and environment. Closing the socket, as an exec does, tells the
+    daemon that the hand-over has succeeded. On failure the daemon is told and the process ends.
+    """
     os.close(status_fd)
     if exit_fd >= 0:
         os.close(exit_fd)
@@ -88,15 +137,23 @@ def become_program(handover_fd: int, exit_fd: int, status_fd: int) -> NoReturn:
         os.chdir(record["cwd"])
         if not os.getcwd().startswith("/"):
             raise OSError(errno.EXDEV, f"working directory {os.getcwd()} is outside the root")
-        for signum in SIGNALS_IGNORED_BY_PYTHON:
-            signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.execvpe(record["argv"][0], record["argv"], record["env"])
+        return sock, record["argv"], record["env"]
     except EOFError:
         os._exit(125)  # the daemon gave up on this container
     except BaseException as exc:  # nothing above us could report it
-        code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
-        sock.sendall(json.dumps({"errno": code, "message": str(exc)}).encode())
+        _refuse(sock, exc)
+
+
+def _tell(sock: socket.socket, record: dict[str, Any]) -> None:
+    sock.sendall(json.dumps(record).encode() + b"\n")
+
+
+def _refuse(sock: socket.socket, exc: BaseException) -> NoReturn:
+    code = exc.errno if isinstance(exc, OSError) and exc.errno else 0
+    try:
+        _tell(sock, {"errno": code, "message": str(exc)})
+    finally:
         os._exit(127 if code == errno.ENOENT else 126)
 
 

@@ -30,7 +30,17 @@ from sandboxruntime.spec import Spec
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag, MountFlag, UmountFlag
 
-__all__ = ["CREATE_STEPS", "JOIN_STEPS", "Context", "confine", "report_failure", "run_init"]
+__all__ = [
+    "CREATE_STEPS",
+    "JOIN_STEPS",
+    "Context",
+    "be_init",
+    "confine",
+    "context_from",
+    "orders_fds",
+    "report_failure",
+    "run_init",
+]
 
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
@@ -70,6 +80,31 @@ class Context:
     fail_at: Step | None = None
 
 
+def orders_fds(context: Context) -> list[int]:
+    """The descriptors of a context in the order in which context_from() takes them. Pure."""
+    return [
+        context.status_fd, context.handover_fd, context.exit_fd, context.log_fd, context.root_fd,
+        *context.bind_fds,
+    ]  # fmt: skip
+
+
+def context_from(spec: Spec, seccomp_program: bytes, attach_fd: int, fds: list[int]) -> Context:
+    """A context made of descriptors that came over a socket. Pure."""
+    status_fd, handover_fd, exit_fd, log_fd, root_fd, *bind_fds = fds
+    return Context(
+        spec=spec,
+        status_fd=status_fd,
+        handover_fd=handover_fd,
+        exit_fd=exit_fd,
+        log_fd=log_fd,
+        cgroup_fds=[],  # a zygote's child enters its cgroup before it gets its orders
+        seccomp_program=seccomp_program,
+        attach_fd=attach_fd,
+        root_fd=root_fd,
+        bind_fds=bind_fds,
+    )
+
+
 def _enter_cgroup(context: Context) -> None:
     for fd in context.cgroup_fds:
         # cgroups check the rights of whoever opened the file, which was root.
@@ -77,7 +112,8 @@ def _enter_cgroup(context: Context) -> None:
 
 
 def _cgroup_namespace(context: Context) -> None:
-    del context
+    if context.spec.zygote:
+        return  # from within one, Linux lets no child be cloned into a cgroup outside of it
     syscalls.unshare(CloneFlag.NEWCGROUP)
 
 
@@ -176,6 +212,8 @@ def _no_new_privs(context: Context) -> None:
 
 
 def _landlock(context: Context) -> None:
+    if context.spec.zygote:
+        return
     if not landlock.restrict(writable=context.spec.writable):
         raise OSError(errno.ENOSYS, "this Linux has no Landlock (CONFIG_SECURITY_LANDLOCK, lsm=)")
 
@@ -238,7 +276,7 @@ def report_failure(status_fd: int, step: Step, exc: BaseException) -> NoReturn:
     message = f"{exc} ({notes})" if notes else str(exc)
     record = {"step": step, "errno": code, "message": message or type(exc).__name__}
     try:
-        os.write(status_fd, json.dumps(record).encode()[:STATUS_BYTES_MAX])
+        os.write(status_fd, json.dumps(record).encode()[:STATUS_BYTES_MAX] + b"\n")
     finally:
         # A forked copy of the launcher must never get back into the launcher's loop.
         os._exit(70)  # EX_SOFTWARE
@@ -250,35 +288,48 @@ def run_init(context: Context) -> NoReturn:
     child = os.fork()
     if child == 0:
         become_program(context.handover_fd, context.exit_fd, context.status_fd)
-    os.write(context.status_fd, json.dumps({"timings": context.timings}).encode())
+    be_init(context, child)
+
+
+def be_init(context: Context, child: int) -> NoReturn:
+    """Pid 1 once its child is there: report the timings, let go of everything, look after it."""
+    os.write(context.status_fd, json.dumps({"timings": context.timings}).encode() + b"\n")
     # From here on pid 1 holds nothing but the exit pipe.
     _close_all_but((0, 1, 2, context.exit_fd))
     null_fd = os.open("/dev/null", os.O_RDWR)
     for fd in (1, 2):  # the log must reach its end when the kernel's processes are gone
         os.dup2(null_fd, fd)
     os.close(null_fd)
+    _reap_and_forward(context, child)
+
+
+def _reap_and_forward(context: Context, child: int) -> NoReturn:
     waited = {signal.SIGCHLD, *_FORWARDED}
+    reported = False
     while True:
         received = signal.sigwait(waited)
-        if received == signal.SIGCHLD:
-            status = _reap(child)
-            if status is not None:
-                os.write(context.exit_fd, struct.pack("i", status))
-                os._exit(0)
-        else:
+        if received != signal.SIGCHLD:
             _forward(child, received)
+            continue
+        status, alone = _reap(child)
+        if status is not None:
+            os.write(context.exit_fd, struct.pack("i", status))
+            reported = True
+        # With pid 1 the whole namespace ends, and the containers that a zygote forked are in it.
+        if reported and (alone or not context.spec.zygote):
+            os._exit(0)
 
 
-def _reap(child: int) -> int | None:
-    """Reap everything that has ended; the wait status of `child` if it was among them."""
+def _reap(child: int) -> tuple[int | None, bool]:
+    """Reap all that has ended; the wait status of `child` if among them; whether none is left."""
     found = None
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return found
+            return found, True
         if pid == 0:
-            return found
+            return found, False
         if pid == child:
             found = status
 

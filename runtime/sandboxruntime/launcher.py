@@ -5,10 +5,17 @@ one reply with its serial; exits are reported as events. When the daemon's socke
 launcher deletes its containers and ends.
 
 op       members                  descriptors              reply
-create   spec                     hand-over socket, log    pid, timings; pidfd of pid 1
+create   spec, zygote, spare      hand-over socket, log    pid, timings, path; pidfd of pid 1
 exec     container_id             hand-over socket, log    exec_id
 delete   container_id                                      (nothing)
 forget   upper                                             released: bool
+adopt_zygote   container_id       its control socket       (nothing)
+retire_zygote  container_id                                (nothing)
+park     zygote, spare, cgroups_path, limits               (nothing)
+unpark   spare                                             (nothing)
+
+A create that names a spare or a zygote which is gone takes the next best; `path` in the reply
+tells: spare, warm or cold. Events are exit, exec_exit, spare_exit and zygote_exit.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from typing import Any
 
 from sandboxruntime import container as containers
 from sandboxruntime import syscalls
-from sandboxruntime.cgroup import read_layout
+from sandboxruntime.cgroup import Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.container import Container, Host, Joined
 from sandboxruntime.errors import ContainerError, ContainerNotFound
@@ -35,6 +42,7 @@ from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec, from_json
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag, MountFlag
+from sandboxruntime.zygote import Spare, Zygote
 
 __all__ = ["Launcher", "encode_error", "main"]
 
@@ -63,6 +71,8 @@ class Launcher:
         self._host = host
         self._containers: dict[str, Container] = {}
         self._joined: dict[int, Joined] = {}
+        self._zygotes: dict[str, Zygote] = {}
+        self._spares: dict[str, Spare] = {}
         self._serial = 0
         self._running = True
         self._selector = selectors.DefaultSelector()
@@ -78,6 +88,9 @@ class Launcher:
                         callback: Callable[[], None] = key.data
                         callback()
         finally:
+            for name in list(self._spares):
+                if (spare := self._take_spare(name)) is not None:
+                    _survive(spare.discard)
             for container in list(self._containers.values()):
                 self._delete(container)
             self._host.mounts.close()
@@ -103,10 +116,17 @@ class Launcher:
         match message["op"]:
             case "create":
                 spec = from_json(Spec, message["spec"])
-                created = containers.create(self._host, spec, handover_fd=fds[0], log_fd=fds[1])
+                path, source = self._source(message)
+                created = containers.create(
+                    self._host, spec, handover_fd=fds[0], log_fd=fds[1], source=source
+                )
                 self._adopt(created)
                 reply_fds.append(created.pidfd)
-                return {"pid": created.pid, "timings": created.timings}
+                return {
+                    "pid": created.pid,
+                    "timings": created.timings,
+                    "path": path,
+                }
             case "exec":
                 container = self._find(message["container_id"])
                 joined = containers.join(
@@ -118,10 +138,53 @@ class Launcher:
                 if (known := self._containers.get(message["container_id"])) is not None:
                     self._delete(known)
                 return {}
+            case "adopt_zygote":
+                spec = self._find(message["container_id"]).spec
+                self._adopt_zygote(Zygote(spec, socket.socket(fileno=os.dup(fds[0]))))
+                return {}
+            case "retire_zygote":
+                self._retire(message["container_id"])
+                return {}
+            case "park":
+                self._park(message)
+                return {}
+            case "unpark":
+                spare = self._take_spare(message["spare"])
+                if spare is not None:
+                    spare.discard()
+                return {}
             case "forget":
                 return {"released": self._host.mounts.forget(message["upper"])}
             case other:
                 raise ContainerError(f"unknown operation {other!r}")
+
+    def _source(self, message: dict[str, Any]) -> tuple[str, Zygote | Spare | None]:
+        spare = self._take_spare(message.get("spare") or "")
+        if spare is not None:
+            return "spare", spare
+        zygote = self._zygotes.get(message.get("zygote") or "")
+        return ("warm", zygote) if zygote is not None else ("cold", None)
+
+    def _park(self, message: dict[str, Any]) -> None:
+        zygote = self._zygotes.get(message["zygote"])
+        if zygote is None:
+            raise ContainerNotFound(message["zygote"])
+        name, limits = message["spare"], from_json(Limits, message["limits"])
+        spare = Spare.park(zygote, self._host.layout, message["cgroups_path"], limits)
+        self._spares[name] = spare
+
+        def on_exit() -> None:
+            if self._take_spare(name) is not None:
+                spare.discard()
+                self._send({"event": "spare_exit", "spare": name})
+
+        self._selector.register(spare.child.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
+
+    def _take_spare(self, name: str) -> Spare | None:
+        spare = self._spares.pop(name, None)
+        if spare is not None:
+            self._selector.unregister(spare.child.pidfd)
+        return spare
 
     def _find(self, container_id: str) -> Container:
         try:
@@ -138,7 +201,8 @@ class Launcher:
 
     def _on_exit(self, container: Container) -> None:
         self._selector.unregister(container.pidfd)
-        os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
+        with contextlib.suppress(ChildProcessError):  # a zygote's child, which Linux reaps
+            os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
         container.exited = True
         usage = container.cgroup.usage()
         self._send(
@@ -154,6 +218,8 @@ class Launcher:
     def _on_oom(self, container: Container) -> None:
         """One process over the limit ends the whole sandbox: a half-dead kernel helps nobody."""
         container.cgroup.acknowledge_oom(container.oom_fd)
+        if container.spec.zygote:
+            return  # its pid 1 is that of its kernels' namespaces, too, and must live on
         # v1 tells before the victim is dead, and of nothing else; v2 counts other events too.
         if "memory" in self._host.layout.v1 or container.cgroup.usage().oom_kills:
             container.out_of_memory = True
@@ -175,7 +241,27 @@ class Launcher:
         self._selector.register(joined.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
         return exec_id
 
+    def _adopt_zygote(self, zygote: Zygote) -> None:
+        name = zygote.container_id
+        self._zygotes[name] = zygote
+
+        def on_end() -> None:
+            # It never speaks here: readable means that the process has ended, though its
+            # container lives on with what it forked.
+            self._retire(name)
+            self._send({"event": "zygote_exit", "container_id": name})
+
+        self._selector.register(zygote, selectors.EVENT_READ, partial(_survive, on_end))
+
+    def _retire(self, container_id: str) -> None:
+        """Let a zygote end. Its container lives on, as the parent of what it forked."""
+        zygote = self._zygotes.pop(container_id, None)
+        if zygote is not None:
+            self._selector.unregister(zygote)
+            zygote.close()
+
     def _delete(self, container: Container) -> None:
+        self._retire(container.spec.container_id)
         with contextlib.suppress(KeyError):  # unregistered when its exit was seen
             self._selector.unregister(container.pidfd)
         self._selector.unregister(container.oom_fd)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
-from sandboxruntime.spec import HAND_OVER_DIR, Spec
+from sandboxruntime.spec import HAND_OVER_DIR, UNMASKED_PROC, Spec
 from sandboxruntime.syscalls import (
     AT_EMPTY_PATH,
     MountAttr,
@@ -137,6 +137,11 @@ def plan_mounts(spec: Spec) -> list[MountOp]:
         FileSystem("tmpfs", "/run", (("mode", "0755"), ("size", "16m"), ("nr_inodes", "4096"))),
         Directory(HAND_OVER_DIR, 0o700, uid),
     ]  # fmt: skip
+    if spec.zygote:
+        operations += [
+            Directory(UNMASKED_PROC, 0o700),
+            FileSystem("proc", f"{UNMASKED_PROC}/proc", (), _PROC),
+        ]
     indexed = sorted(enumerate(spec.binds), key=lambda item: item[1].destination.count("/"))
     for index, bind in indexed:
         operations.append(Attach(index, bind.destination))

@@ -10,7 +10,17 @@ from sandboxruntime import syscalls
 from sandboxruntime.spec import IdMapping
 from sandboxruntime.syscalls import CloneFlag
 
-__all__ = ["make_user_namespace", "render_map", "write_id_maps", "write_kernel_file"]
+__all__ = ["NAMESPACES", "make_user_namespace", "render_map", "write_id_maps", "write_kernel_file"]
+
+# Of every container, made in one clone3(2); the cgroup namespace follows when it is in its cgroup.
+NAMESPACES = (
+    CloneFlag.NEWUSER
+    | CloneFlag.NEWNS
+    | CloneFlag.NEWPID
+    | CloneFlag.NEWIPC
+    | CloneFlag.NEWUTS
+    | CloneFlag.NEWNET
+)
 
 
 def render_map(mappings: Iterable[IdMapping]) -> str:

@@ -120,15 +120,17 @@ class MountFactory:
             fd = syscalls.open_tree(source_fd, "", _CLONE | AT_EMPTY_PATH)
         finally:
             os.close(source_fd)
-        attributes = MountAttr.NOSUID | MountAttr.NODEV | MountAttr.IDMAP
+        attributes = MountAttr.NOSUID | MountAttr.NODEV
         if bind.read_only:
             attributes |= MountAttr.RDONLY
-        userns_fd = self._namespace_for(
-            _disk_to_inside(bind.opener.uid, spec.process.uid, spec.uid_mappings),
-            _disk_to_inside(bind.opener.gid, spec.process.gid, spec.gid_mappings),
-        )
+        userns_fd = None
+        if not spec.zygote:
+            userns_fd = self._namespace_for(
+                _disk_to_inside(bind.opener.uid, spec.process.uid, spec.uid_mappings),
+                _disk_to_inside(bind.opener.gid, spec.process.gid, spec.gid_mappings),
+            )
         try:
-            syscalls.mount_setattr(fd, "", attr_set=attributes, userns_fd=userns_fd)
+            _set_attributes(fd, attributes, userns_fd)
         except OSError as exc:
             os.close(fd)
             if exc.errno != errno.EINVAL:
@@ -160,7 +162,9 @@ class MountFactory:
         self.forget(rootfs.upper)
 
     def _mount_overlay(self, spec: Spec) -> str:
-        userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
+        userns_fd = None
+        if not spec.zygote:
+            userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
         with contextlib.ExitStack() as stack:
             lower = []
             for layer in spec.rootfs.lower:
@@ -183,11 +187,11 @@ class MountFactory:
             )
             return mount_point
 
-    def _mount_lower(self, layer: str, userns_fd: int) -> str:
+    def _mount_lower(self, layer: str, userns_fd: int | None) -> str:
         fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, _CLONE)
         try:
-            attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV | MountAttr.IDMAP
-            syscalls.mount_setattr(fd, "", attr_set=attributes, userns_fd=userns_fd)
+            attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV
+            _set_attributes(fd, attributes, userns_fd)
             mount_point = self._new_directory()
             syscalls.move_mount(fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH)
             return mount_point
@@ -282,6 +286,14 @@ def is_allowed(path: str, roots: tuple[str, ...]) -> bool:
 
 def _is_below(path: str, prefix: str) -> bool:
     return prefix == "/" or path == prefix or path.startswith(prefix + "/")
+
+
+def _set_attributes(fd: int, attributes: MountAttr, userns_fd: int | None) -> None:
+    """mount_setattr(2), with an id map unless `userns_fd` is None."""
+    if userns_fd is None:
+        syscalls.mount_setattr(fd, "", attr_set=attributes)
+    else:
+        syscalls.mount_setattr(fd, "", attr_set=attributes | MountAttr.IDMAP, userns_fd=userns_fd)
 
 
 def _disk_to_inside(

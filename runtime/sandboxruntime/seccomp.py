@@ -103,6 +103,7 @@ def load_profile(name: str = "notebook") -> Profile:
 def parse_profile(text: str) -> Profile:
     """Parse and check a profile.
 
+    A profile that `extends` another answers every call that it does not name as that one does.
     Raises SpecError for unknown calls, keys or errno names, for a call that is answered twice,
     and for argument rules without an unconditional last one.
     """
@@ -110,7 +111,7 @@ def parse_profile(text: str) -> Profile:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise _bad(str(exc)) from exc
-    _only(table, {"name", "default", "allow", "eperm", "enosys", "rule"})
+    _only(table, {"name", "extends", "default", "allow", "eperm", "enosys", "rule"})
     calls: dict[str, tuple[Rule, ...]] = {}
     for key, action in (("allow", "allow"), ("eperm", "EPERM"), ("enosys", "ENOSYS")):
         for call in table.get(key, []):
@@ -130,7 +131,10 @@ def parse_profile(text: str) -> Profile:
         raise _bad(f"unknown system calls {', '.join(unknown)}")
     if unfinished := sorted(call for call, rules in calls.items() if rules[-1].when):
         raise _bad(f"no unconditional last rule for {', '.join(unfinished)}")
-    return Profile(table["name"], _action(table["default"]), MappingProxyType(calls))
+    if "extends" not in table:
+        return Profile(table["name"], _action(table["default"]), MappingProxyType(calls))
+    base = load_profile(table["extends"])
+    return Profile(table["name"], base.default, MappingProxyType({**base.calls, **calls}))
 
 
 def _bad(message: str) -> SpecError:

@@ -19,6 +19,7 @@ __all__ = [
     "HAND_OVER_DIR",
     "MASKED_PATHS",
     "READ_ONLY_PATHS",
+    "UNMASKED_PROC",
     "Bind",
     "Credentials",
     "IdMapping",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 HAND_OVER_DIR = "/run/sandboxkernel"  # inside: 0700, the process's own; holds the connection file
+UNMASKED_PROC = "/run/root-only"  # of a zygote: 0700, root's, who has no process inside
 
 # moby's default list and the advisories after it (runtime-spec config-linux.md, maskedPaths).
 MASKED_PATHS = (
@@ -129,6 +131,11 @@ class Spec:
     """One container. `cgroups_path` is relative to the root of every cgroup hierarchy.
 
     `writable` are the paths that Landlock leaves writable; sizes are in bytes.
+
+    A `zygote` forks other containers instead of running user code. It has a host uid of its own
+    and no user namespace, so its mappings are empty; no Landlock domain, which would forbid its
+    children every mount; a second, unmasked /proc that only root can reach, without which Linux
+    refuses them a /proc of their own (mount_too_revealing in fs/namespace.c).
     """
 
     container_id: str
@@ -146,6 +153,7 @@ class Spec:
     read_only_paths: tuple[str, ...] = READ_ONLY_PATHS
     writable: tuple[str, ...] = ()
     seccomp_profile: str = "notebook"
+    zygote: bool = False
 
 
 def to_json(value: Any) -> Any:

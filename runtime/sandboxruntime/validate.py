@@ -17,6 +17,7 @@ _RESERVED = ("/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/sbin", "
 _EXACTLY_RESERVED = ("/", "/tmp", "/home", "/home/sandbox", "/var", "/var/tmp")
 _ID_MAX = 0xFFFFFFFE
 _MEMORY_MIN = 4096
+_ZYGOTE_UID_MIN = 65536  # below are the host's own users
 
 
 def validate(spec: Spec) -> None:
@@ -44,6 +45,15 @@ def validate(spec: Spec) -> None:
 
 
 def _validate_ids(spec: Spec) -> None:
+    if spec.zygote:
+        if spec.uid_mappings or spec.gid_mappings:
+            raise SpecError("a zygote has no user namespace to map", field="uid_mappings")
+        if spec.process.uid < _ZYGOTE_UID_MIN or spec.process.gid < _ZYGOTE_UID_MIN:
+            raise SpecError(
+                f"a zygote's ids must be {_ZYGOTE_UID_MIN} or more: they are ids of the host",
+                field="process.uid",
+            )
+        return
     for field, mappings in (("uid", spec.uid_mappings), ("gid", spec.gid_mappings)):
         if not mappings:
             raise SpecError(f"no {field} mapping", field=f"{field}_mappings")

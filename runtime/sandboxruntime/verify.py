@@ -18,9 +18,10 @@ from sandboxruntime.mounts import DEVICES, Attach, FileSystem, plan_mounts
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.spec import IdMapping, Spec
 
-__all__ = ["NAMESPACES", "Facts", "check", "read_facts", "verify"]
+__all__ = ["NAMESPACES", "Facts", "check", "count_filters", "read_facts", "verify"]
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+SHARED_BY_ZYGOTES = ("cgroup", "user")
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 SECCOMP_MODE_FILTER = "2"
 # 0, 1, 2 and the hand-over socket; pid 1 has the exit pipe instead of the socket.
@@ -68,28 +69,34 @@ def _read(path: str) -> str:
         return stream.read()
 
 
-def verify(pid: int, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int]) -> Facts:
+def verify(
+    pid: int, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int
+) -> Facts:
     """Check a process that waits for its hand-over; returns the facts for `inspect`.
 
+    `filters` is how many seccomp filters it must have: a zygote's child has its parent's, too.
     Raises VerifyError naming the first check that failed.
     """
     facts = read_facts(pid)
-    check(facts, spec, host_namespaces)
+    check(facts, spec, host_namespaces, filters=filters)
     mismatches = cgroup.check_membership(facts.cgroup)
     if mismatches:
         raise VerifyError(f"pid {pid} is outside its cgroup: {mismatches}", check="cgroup")
     return facts
 
 
-def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int]) -> None:
+def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int], *, filters: int) -> None:
     """Every check that needs only facts and spec. Pure. Raises VerifyError."""
     checks: dict[str, Callable[[], str | None]] = {
-        "namespaces": lambda: _check_namespaces(facts, host_namespaces),
+        "namespaces": lambda: _check_namespaces(facts, spec, host_namespaces),
         "credentials": lambda: _check_credentials(facts, spec),
         "id_maps": lambda: _check_id_maps(facts, spec),
         "capabilities": lambda: _check_capabilities(facts),
         "no_new_privs": lambda: _expect(facts, "NoNewPrivs", "1"),
-        "seccomp": lambda: _expect(facts, "Seccomp", SECCOMP_MODE_FILTER),
+        "seccomp": lambda: (
+            _expect(facts, "Seccomp", SECCOMP_MODE_FILTER)
+            or _expect(facts, "Seccomp_filters", str(filters))
+        ),
         "descriptors": lambda: _check_descriptors(facts),
         "cwd": lambda: None if facts.cwd == "/" else f"cwd is {facts.cwd}",
         "rlimits": lambda: None if facts.core_limit == "0" else f"core limit {facts.core_limit}",
@@ -101,13 +108,21 @@ def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int]) -> None:
             raise VerifyError(f"outside verification failed at {name}: {problem}", check=name)
 
 
+def count_filters() -> int:
+    """How many seccomp filters this process is under, and so what it starts (proc(5), status)."""
+    status = _read("/proc/self/status")
+    found = re.search(r"^Seccomp_filters:\s+(\d+)", status, re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
 def _expect(facts: Facts, key: str, value: str) -> str | None:
     found = facts.status.get(key, "missing").strip()
     return None if found == value else f"{key} is {found}, not {value}"
 
 
-def _check_namespaces(facts: Facts, host: Mapping[str, int]) -> str | None:
-    shared = [name for name in NAMESPACES if facts.namespaces[name] == host[name]]
+def _check_namespaces(facts: Facts, spec: Spec, host: Mapping[str, int]) -> str | None:
+    own = [n for n in NAMESPACES if not (spec.zygote and n in SHARED_BY_ZYGOTES)]
+    shared = [name for name in own if facts.namespaces[name] == host[name]]
     return f"shared with the host: {', '.join(shared)}" if shared else None
 
 
@@ -119,7 +134,9 @@ def _host_id(inside: int, mappings: Iterable[IdMapping]) -> int:
 
 
 def _check_credentials(facts: Facts, spec: Spec) -> str | None:
-    host_uid = _host_id(spec.process.uid, spec.uid_mappings)
+    host_uid = spec.process.uid
+    if not spec.zygote:
+        host_uid = _host_id(spec.process.uid, spec.uid_mappings)
     expected = "\t".join([str(host_uid)] * 4)
     if facts.status["Uid"] != expected:
         return f"uids are {facts.status['Uid'].split()}, not {host_uid}"
@@ -129,6 +146,8 @@ def _check_credentials(facts: Facts, spec: Spec) -> str | None:
 
 
 def _check_id_maps(facts: Facts, spec: Spec) -> str | None:
+    if spec.zygote:
+        return None  # it is in the host's user namespace, where it is nobody
     for found, mappings in ((facts.uid_map, spec.uid_mappings), (facts.gid_map, spec.gid_mappings)):
         if found.split() != render_map(mappings).split():
             return f"map is {found.split()}, not {render_map(mappings).split()}"

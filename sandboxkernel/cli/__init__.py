@@ -40,7 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "user": ("users", "Manage users' layers."),
     },
     "Host": {
-        "system": ("system", "Show disk usage and versions, free disk space."),
+        "system": ("system", "Show disk usage, versions and zygotes, free disk space."),
         "doctor": ("doctor", "Check what this host lacks, and how to mend it."),
         "daemon": ("daemon", "Run the daemon in the foreground."),
         "launch": ("launch", ""),

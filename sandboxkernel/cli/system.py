@@ -17,7 +17,7 @@ __all__ = ["system_command"]
 
 @click.group("system", epilog=options.example("sandboxkernel system df"))
 def system_command() -> None:
-    """Show disk usage and versions, free disk space."""
+    """Show disk usage, versions and zygotes, free disk space."""
 
 
 @system_command.command("info", epilog=options.example("sandboxkernel system info"))
@@ -58,6 +58,34 @@ def show_usage(*, form: str) -> None:
     ]
     rows.append(("free", views.NOTHING, format_size(usage.free_bytes), views.NOTHING))
     output.table(("KIND", "COUNT", "SIZE", "RECLAIMABLE"), rows)
+
+
+@system_command.command("zygotes", epilog=options.example("sandboxkernel system zygotes"))
+@options.format_option()
+def show_zygotes(*, form: str) -> None:
+    """Show what kernels are forked from; administrators only.
+
+    SPARES are forked already and wait for a user.
+    """
+    found = connect_or_start().zygotes()
+    if form == "json":
+        output.document(found)
+        return
+    rows = [
+        (
+            zygote.id,
+            zygote.domain,
+            "retired" if zygote.retired else "serving",
+            str(zygote.forks),
+            str(len(zygote.spares)),
+            format_size(zygote.memory_bytes),
+            ", ".join(zygote.preload) or views.NOTHING,
+        )
+        for zygote in found.zygotes
+    ]
+    output.table(("ID", "DOMAIN", "STATUS", "FORKS", "SPARES", "MEMORY", "PRELOAD"), rows)
+    for domain in found.starting:
+        output.note(f"note: one is being made for {domain}")
 
 
 @system_command.command("prune", epilog=options.example("sandboxkernel system prune --dry-run"))

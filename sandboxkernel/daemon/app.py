@@ -20,15 +20,17 @@ from traitlets.config import Application
 
 from sandboxkernel import __version__
 from sandboxkernel.daemon.events import EventLog
+from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
-from sandboxkernel.daemon.ids import IdRanges
+from sandboxkernel.daemon.ids import RANGE_SIZE, IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import LeaseJournal
-from sandboxkernel.daemon.routes import Services, handlers
-from sandboxkernel.daemon.sandbox import Runtime
+from sandboxkernel.daemon.routes import handlers
+from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.server import NotFoundHandler, bind_api_socket, make_server
 from sandboxkernel.daemon.service import Kernels, Policy
+from sandboxkernel.daemon.zygotes import Zygotes
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.images.store import ImageStore
 from sandboxkernel.images.userlayers import UserLayers
@@ -36,7 +38,7 @@ from sandboxkernel.limits import parse_grants, parse_profiles
 from sandboxkernel.models import Version
 from sandboxkernel.paths import Paths
 from sandboxruntime.cgroup import Cgroup, Layout, read_layout
-from sandboxruntime.verify import NAMESPACES
+from sandboxruntime.verify import NAMESPACES, count_filters
 
 __all__ = ["SandboxKernelDaemon", "main"]
 
@@ -62,8 +64,11 @@ class SandboxKernelDaemon(Application):
     default_profile = Unicode("default", help="Profile of kernels that name none.").tag(config=True)
     admin_groups = Set(Unicode(), help="Groups whose members see every sandbox.").tag(config=True)
     max_kernels = Integer(1000, min=1, help="Sandboxes at once on this host.").tag(config=True)
+    max_zygotes = Integer(
+        8, min=0, help="Prepared processes to fork kernels from; 0: every start is a cold one."
+    ).tag(config=True)
     id_range_base = Integer(
-        0x70000000, min=65536, help="First host id of the users' id ranges."
+        0x70000000, min=2 * RANGE_SIZE, help="First host id of the users' id ranges."
     ).tag(config=True)
     id_range_count = Integer(4095, min=1, max=65535, help="How many users get a range.").tag(
         config=True
@@ -181,17 +186,28 @@ class SandboxKernelDaemon(Application):
         await launcher.start(paths.run_dir / "mnt")
         stack.push_async_callback(launcher.stop)
         layers = UserLayers(paths.users_dir)
+        runtime = Runtime(
+            launcher=launcher,
+            layout=layout,
+            host_namespaces={n: os.stat(f"/proc/self/ns/{n}").st_ino for n in NAMESPACES},
+            guest_source=_guest_source("kernel.py"),
+            host_filters=count_filters(),
+        )
+        zygotes = Zygotes(
+            runtime=runtime,
+            layers=layers,
+            paths=paths,
+            journal=journal,
+            cgroup_parent=policy.cgroup_parent,
+            first_uid=self.id_range_base - RANGE_SIZE,
+            guest_source=_guest_source("zygote.py"),
+            maximum=self.max_zygotes,
+        )
         kernels = Kernels(
             policy=policy,
             paths=paths,
-            runtime=Runtime(
-                launcher=launcher,
-                layout=layout,
-                host_namespaces={n: os.stat(f"/proc/self/ns/{n}").st_ino for n in NAMESPACES},
-                guest_source=resources.files("sandboxruntime.guest")
-                .joinpath("kernel.py")
-                .read_text(),
-            ),
+            runtime=runtime,
+            zygotes=zygotes,
             images=Images(ImageStore(paths.images_dir)),
             layers=layers,
             ids=IdRanges(
@@ -239,6 +255,11 @@ class SandboxKernelDaemon(Application):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._stop = asyncio.Event()
+
+
+def _guest_source(name: str) -> str:
+    """A program that runs inside; it travels with the hand-over."""
+    return resources.files("sandboxruntime.guest").joinpath(name).read_text()
 
 
 def _release_cgroup(layout: Layout, path: str) -> None:

@@ -74,8 +74,14 @@ async def _start(
         await kernels.start_exec(sandbox, [handover.theirs.fileno(), null_fd], exited)
         handover.theirs.close()
         try:
-            peer, _ = await handover.run(
-                lambda pid: verify(pid, spec, sandbox.cgroup(), kernels.host_namespaces),
+            peer, _, _ = await handover.run(
+                lambda pid: verify(
+                    pid,
+                    spec,
+                    sandbox.cgroup(),
+                    kernels.runtime.host_namespaces,
+                    filters=kernels.runtime.host_filters + 1,
+                ),
                 payload,
                 [stdin_fd, *output_fds],
             )

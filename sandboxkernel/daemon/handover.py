@@ -14,7 +14,7 @@ from typing import Any
 
 from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime import syscalls
-from sandboxruntime.handover import HELLO, Payload, encode_payload, read_result
+from sandboxruntime.handover import HELLO, Payload, Result, encode_payload, read_result
 from sandboxruntime.verify import Facts
 
 __all__ = ["HandOver", "Peer"]
@@ -71,7 +71,7 @@ class HandOver:
 
     async def run(
         self, verify: Callable[[int], Facts], payload: Payload, fds: list[int]
-    ) -> tuple[Peer, Facts]:
+    ) -> tuple[Peer, Facts, Result]:
         """Wait for the hello, verify, hand over, wait for the exec. Borrows `fds`.
 
         Raises VerifyError, or KernelStartFailed when the program cannot be executed.
@@ -82,11 +82,11 @@ class HandOver:
                 try:
                     facts = verify(peer.pid)
                     await self._send(encode_payload(payload), fds)
-                    await self._result(payload)
+                    result = await self._result(payload)
                 except BaseException:
                     peer.close()
                     raise
-                return peer, facts
+                return peer, facts, result
         except TimeoutError:
             raise KernelStartFailed(
                 f"the process did not take over within {TIMEOUT_S:g} s", step="hand_over"
@@ -124,18 +124,19 @@ class HandOver:
         self._ours.sendmsg([frame[:1]], ancillary)
         await asyncio.get_running_loop().sock_sendall(self._ours, frame[1:])
 
-    async def _result(self, payload: Payload) -> None:
+    async def _result(self, payload: Payload) -> Result:
         data = b""
         while chunk := await self._recv():
             data += chunk
-        failure = read_result(data)
-        if failure is not None:
-            code, message = failure
+        result = read_result(data)
+        if result.failure is not None:
+            code, message = result.failure
             raise KernelStartFailed(
                 f"cannot execute {payload.argv[0]!r} inside: {message}",
                 step="hand_over",
                 errno=code,
             )
+        return result
 
     async def _recv(self) -> bytes:
         while True:

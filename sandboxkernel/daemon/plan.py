@@ -21,9 +21,12 @@ __all__ = [
     "HOME",
     "INSIDE_ID",
     "Ground",
+    "ZygoteGround",
     "plan_cgroup_limits",
     "plan_payload",
     "plan_spec",
+    "plan_zygote_payload",
+    "plan_zygote_spec",
     "work_folder_of",
 ]
 
@@ -32,6 +35,10 @@ USER = "sandbox"
 HOME = f"/home/{USER}"
 CONNECTION_FILE = f"{HAND_OVER_DIR}/connection.json"
 GUEST_FILE = f"{HAND_OVER_DIR}/kernel.py"
+ZYGOTE_FILE = f"{HAND_OVER_DIR}/zygote.py"
+ZYGOTE_PACKAGES = "/opt/sandboxkernel"  # in a zygote: where the sandboxruntime package appears
+ZYGOTE_MEMORY = 2 << 30
+ZYGOTE_PIDS = 64
 CPU_PERIOD_US = 100_000
 RANGE_SIZE = 65536
 # What a user can write to; everything else of the image is read-only for Landlock too.
@@ -163,17 +170,22 @@ def plan_spec(request: KernelCreate, ground: Ground) -> Spec:
 def plan_environment(request_env: Mapping[str, str], ground: Ground) -> dict[str, str]:
     """Image, then defaults, then profile, then what the user chose; identity comes last."""
     cores = min(ground.cores, math.ceil(ground.limits.cpus or ground.cores))
+    return _environment(ground.image_env, max(1, cores), {**ground.profile.env, **request_env})
+
+
+def _environment(
+    image_env: Mapping[str, str], threads: int, chosen: Mapping[str, str]
+) -> dict[str, str]:
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
-        **ground.image_env,
+        **image_env,
         "SHELL": "/bin/sh",
         # CPython's frozen modules stay on: without them every start is slower, and all that a
         # debugger misses is a breakpoint in the twenty modules that start the interpreter.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **{name: str(max(1, cores)) for name in THREAD_VARIABLES},
-        **ground.profile.env,
-        **request_env,
+        **{name: str(threads) for name in THREAD_VARIABLES},
+        **chosen,
         "HOME": HOME,
         "USER": USER,
         "LOGNAME": USER,
@@ -181,6 +193,74 @@ def plan_environment(request_env: Mapping[str, str], ground: Ground) -> dict[str
         # ipykernel's parent poller would end the kernel: its parent is pid 1 of its namespace.
         "JPY_PARENT_PID": "1",
     }
+
+
+def python_of(image_labels: Mapping[str, str]) -> str:
+    """The image's interpreter. Raises RequestError for an image that cannot run kernels."""
+    python = image_labels.get(PYTHON_LABEL)
+    if python is None:
+        raise RequestError(
+            f"the image has no label {PYTHON_LABEL}, so it cannot run kernels", field="image"
+        )
+    return python
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteGround:
+    """What was allocated for one zygote. `uid` and `gid` are host ids; all zygotes share the gid.
+
+    `package` is the directory of sandboxruntime on the host.
+    """
+
+    container_id: str
+    uid: int
+    gid: int
+    layers: tuple[str, ...]
+    upper: str
+    work: str
+    cgroup: str
+    image_env: Mapping[str, str]
+    image_labels: Mapping[str, str]
+    profile: Profile
+    package: str
+
+
+def plan_zygote_spec(ground: ZygoteGround) -> Spec:
+    """The container of a zygote: of the image alone, with nothing of any user."""
+    return Spec(
+        container_id=ground.container_id,
+        hostname=ground.container_id,
+        rootfs=Rootfs(lower=ground.layers, upper=ground.upper, work=ground.work, volatile=True),
+        process=Process(uid=ground.uid, gid=ground.gid),
+        uid_mappings=(),
+        gid_mappings=(),
+        cgroups_path=ground.cgroup,
+        limits=CgroupLimits(memory_bytes=ZYGOTE_MEMORY, swap_bytes=0, pids=ZYGOTE_PIDS),
+        binds=(
+            Bind(
+                source=ground.package,
+                destination=f"{ZYGOTE_PACKAGES}/{posixpath.basename(ground.package)}",
+                opener=Credentials(uid=0, gid=0),
+                read_only=True,
+            ),
+        ),
+        seccomp_profile="zygote",
+        zygote=True,
+    )
+
+
+def plan_zygote_payload(ground: ZygoteGround, guest_source: str) -> Payload:
+    """Program and environment of a zygote; its two sockets follow FIRST_FD."""
+    return Payload(
+        argv=[
+            python_of(ground.image_labels), ZYGOTE_FILE, str(FIRST_FD), str(FIRST_FD + 1),
+            ZYGOTE_PACKAGES, *ground.profile.preload,
+        ],
+        # One thread, so that BLAS makes no pool; a kernel gets its number after the fork.
+        env=_environment(ground.image_env, 1, ground.profile.env),
+        cwd="/",
+        files={ZYGOTE_FILE: guest_source},
+    )  # fmt: skip
 
 
 def plan_payload(
@@ -193,11 +273,7 @@ def plan_payload(
         if not request.argv or not request.argv[0]:
             raise RequestError("argv is empty", field="argv")
         return Payload(argv=list(request.argv), env=env, cwd=cwd)
-    python = ground.image_labels.get(PYTHON_LABEL)
-    if python is None:
-        raise RequestError(
-            f"the image has no label {PYTHON_LABEL}, so it cannot run kernels", field="image"
-        )
+    python = python_of(ground.image_labels)
     connection = {
         "transport": "ipc",
         "ip": socket_prefix,

@@ -12,11 +12,16 @@ from typing import Any
 from tornado import iostream
 
 from sandboxkernel.daemon.execution import execute
-from sandboxkernel.daemon.housekeeping import Housekeeping
-from sandboxkernel.daemon.sandbox import Sandbox
-from sandboxkernel.daemon.server import BaseHandler
-from sandboxkernel.daemon.service import Kernels
-from sandboxkernel.errors import Conflict, NotPermitted, RequestError
+from sandboxkernel.daemon.handler import Handler, Services
+from sandboxkernel.daemon.system_routes import (
+    DiskUsageHandler,
+    LayerDiffHandler,
+    LayerHandler,
+    LayersHandler,
+    PruneHandler,
+    ZygotesHandler,
+)
+from sandboxkernel.errors import Conflict, RequestError
 from sandboxkernel.models import (
     DiskUsage,
     Event,
@@ -38,47 +43,15 @@ from sandboxkernel.models import (
     UserLayerDiff,
     UserLayerList,
     Version,
+    ZygoteList,
 )
 
-__all__ = ["ROUTES", "Route", "Services", "handlers"]
+__all__ = ["ROUTES", "Route", "handlers"]
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 STATS_INTERVAL_S = 1.0
 STOP_TIMEOUT_S = 10
 _NAME = r"([^/]+)"
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What handlers work on."""
-
-    kernels: Kernels
-    housekeeping: Housekeeping
-    version: Version
-
-
-class Handler(BaseHandler):
-    """Base with the services."""
-
-    services: Services
-
-    def initialize(self, services: Services) -> None:
-        """Called by tornado with the route's keyword arguments."""
-        self.services = services
-
-    @property
-    def kernels(self) -> Kernels:
-        """The sandboxes."""
-        return self.services.kernels
-
-    def sandbox(self, name: str) -> Sandbox:
-        """One of the caller's sandboxes, by a name of the path."""
-        return self.kernels.find(self.caller, name)
-
-    def require_admin(self) -> None:
-        """Only root and the administrators' groups."""
-        if not self.kernels.policy.is_admin(self.caller):
-            raise NotPermitted("only an administrator may do this", hint="Ask one, or use sudo.")
 
 
 class PingHandler(Handler):
@@ -380,68 +353,6 @@ class ImagePrepareHandler(Handler):
         await self.finish()
 
 
-class LayersHandler(Handler):
-    """User layers."""
-
-    async def get(self, user: str) -> None:
-        """The layers of `me`, a uid, or `all`."""
-        uid = self._uid(user)
-        self.reply(UserLayerList(layers=await self.services.housekeeping.layers(uid)))
-
-    def _uid(self, user: str) -> int | None:
-        if user == "me":
-            return self.caller.uid
-        if user != str(self.caller.uid):
-            self.require_admin()
-        if user == "all":
-            return None
-        if not user.isascii() or not user.isdecimal() or len(user) > 10:
-            raise RequestError(f"user {user[:40]!r} is not a uid, 'me' or 'all'", field="user")
-        return int(user)
-
-
-class LayerHandler(LayersHandler):
-    """One user layer."""
-
-    async def delete(self, user: str, lineage: str) -> None:
-        """Reset it; refused while in use."""
-        uid = self._uid(user)
-        if uid is None:
-            raise RequestError("name one user", field="user")
-        await self.services.housekeeping.reset_layer(uid, lineage)
-        self.reply_empty()
-
-
-class LayerDiffHandler(LayersHandler):
-    """Differences of a user layer."""
-
-    async def get(self, user: str, lineage: str) -> None:  # type: ignore[override]
-        """What it adds, changes and deletes."""
-        uid = self._uid(user)
-        if uid is None:
-            raise RequestError("name one user", field="user")
-        limit = self.number("limit", 1000, least=1, most=100_000)
-        self.reply(await self.services.housekeeping.diff_layer(uid, lineage, limit))
-
-
-class DiskUsageHandler(Handler):
-    """Disk usage."""
-
-    async def get(self) -> None:
-        """Blocks in use by kind."""
-        self.require_admin()
-        self.reply(await self.services.housekeeping.disk_usage())
-
-
-class PruneHandler(Handler):
-    """Give disk space back."""
-
-    async def post(self) -> None:
-        """Remove what nothing uses."""
-        self.require_admin()
-        self.reply(await self.services.housekeeping.prune(dry_run=self.flag("dry_run")))
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """One row: tornado's pattern, the path of the documentation, and what travels.
@@ -499,6 +410,8 @@ ROUTES: tuple[Route, ...] = (
     Route(rf"{_USER}/{_NAME}", "/v1/users/{user}/layers/{lineage}", LayerHandler, {},
           {"delete": (204, None)}),
     Route(r"/v1/system/df", "/v1/system/df", DiskUsageHandler, {}, {"get": (200, DiskUsage)}),
+    Route(r"/v1/system/zygotes", "/v1/system/zygotes", ZygotesHandler, {},
+          {"get": (200, ZygoteList)}),
     Route(r"/v1/system/prune", "/v1/system/prune", PruneHandler, {},
           {"post": (200, PruneReport)}, ("dry_run",)),
 )  # fmt: skip

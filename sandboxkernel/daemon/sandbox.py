@@ -11,6 +11,7 @@ and log. `release` is the one way out.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import signal
@@ -22,13 +23,14 @@ from typing import Any, Literal
 
 from sandboxkernel import units
 from sandboxkernel.daemon.handover import HandOver, Peer
-from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import Lease
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import Ground, plan_payload, plan_spec
 from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
-from sandboxkernel.errors import KernelNotRunning
+from sandboxkernel.daemon.zygotes import Claim, Key, Zygotes
+from sandboxkernel.errors import KernelNotRunning, SandboxError
 from sandboxkernel.models import (
     Confinement,
     ConnectionInfo,
@@ -39,24 +41,15 @@ from sandboxkernel.models import (
     Stats,
 )
 from sandboxruntime import landlock
-from sandboxruntime.cgroup import Cgroup, Layout
+from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
 from sandboxruntime.verify import Facts, verify
 
-__all__ = ["Runtime", "Sandbox"]
+__all__ = ["Sandbox"]
 
 State = Literal["starting", "running", "paused", "exited"]
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """What all sandboxes of a daemon share."""
-
-    launcher: LauncherClient
-    layout: Layout
-    host_namespaces: dict[str, int]
-    guest_source: str
+StartPath = Literal["cold", "warm", "spare"]
 
 
 @dataclass(slots=True)
@@ -71,7 +64,10 @@ class _Process:
 
 @dataclass(slots=True, eq=False)
 class Sandbox:
-    """See the module's docstring. `on_state` is called after every change of state."""
+    """See the module's docstring. `on_state` is called after every change of state.
+
+    `spares`: it may be one, whose cgroup is not below its user's, so no ceiling is over it.
+    """
 
     request: KernelCreate
     ground: Ground
@@ -79,6 +75,9 @@ class Sandbox:
     runtime: Runtime
     image: str
     image_digest: str
+    zygotes: Zygotes
+    zygote_key: Key | None
+    spares: bool
     on_state: Callable[[Sandbox], None]
     state: State = "starting"
     generation: int = 0
@@ -86,6 +85,8 @@ class Sandbox:
     started_at: datetime | None = None
     exit: ExitInfo | None = None
     asked_to_end: bool = False
+    start_path: StartPath = "cold"
+    cold_reason: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     log: LogBuffer = field(default_factory=LogBuffer)
     sockets: KernelSockets | None = None
@@ -93,6 +94,7 @@ class Sandbox:
     _process: _Process | None = None
     _exited: asyncio.Event = field(default_factory=asyncio.Event)
     _created: bool = False  # the launcher holds a container of ours
+    _claim: Claim | None = None
 
     @property
     def id(self) -> str:
@@ -115,7 +117,7 @@ class Sandbox:
         if self.sockets is not None:
             self.sockets.open()
         try:
-            await self._launch()
+            await self._launch_warm_or_cold()
         except BaseException as exc:
             await self._delete_container()
             self._finish(ExitInfo(reason="exited", code=1, message=str(exc), asked=True))
@@ -125,8 +127,24 @@ class Sandbox:
             self.state = "running"
         self.on_state(self)
 
-    async def _launch(self) -> None:
+    async def _launch_warm_or_cold(self) -> None:
+        """From a zygote where there is one; whatever is wrong with it, a cold start mends."""
+        claim = self.zygotes.claim(self.zygote_key, spares=self.spares)
+        if claim is not None:
+            self._claim = claim
+            try:
+                await self._launch(claim)
+                return
+            except SandboxError as exc:
+                self.zygotes.blame(claim.zygote_id, exc)
+                await self._delete_container()
+        await self._launch(None)
+
+    async def _launch(self, claim: Claim | None) -> None:
         spec = plan_spec(self.request, self.ground)
+        spare = claim.spare if claim is not None else None
+        if spare is not None:
+            spec = dataclasses.replace(spec, cgroups_path=spare.cgroup)
         payload = plan_payload(
             self.request,
             self.ground,
@@ -139,19 +157,30 @@ class Sandbox:
             # Before the request: the launcher goes on with one whose caller has gone.
             self._created = True
             reply, fds = await self.runtime.launcher.request(
-                "create", [handover.theirs.fileno(), log_fd], spec=to_json(spec)
+                "create",
+                [handover.theirs.fileno(), log_fd],
+                spec=to_json(spec),
+                zygote=claim.zygote_id if claim is not None else None,
+                spare=spare.id if spare is not None else None,
             )
             for fd in fds:
                 os.close(fd)
             handover.theirs.close()
             self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
+            self.start_path = reply["path"]
+            filters = self.runtime.host_filters + (1 if reply["path"] == "cold" else 2)
             cgroup = Cgroup.attach(self.runtime.layout, spec.cgroups_path)
-            peer, facts = await handover.run(
-                lambda pid: verify(pid, spec, cgroup, self.runtime.host_namespaces),
+            peer, facts, result = await handover.run(
+                lambda pid: verify(
+                    pid, spec, cgroup, self.runtime.host_namespaces, filters=filters
+                ),
                 payload,
                 self.sockets.descriptors() if self.sockets else [],
             )
             self._process = _Process(peer, cgroup, facts, spec)
+            if result.executed:
+                self.start_path = "cold"
+            self.cold_reason = result.executed
         except ContainerError as exc:
             raise convert(exc) from exc
         finally:
@@ -273,6 +302,9 @@ class Sandbox:
         if self._created:
             self._created = False
             await self.runtime.launcher.request("delete", container_id=self.id)
+        if self._claim is not None:
+            self.zygotes.give_back(self._claim)
+            self._claim = None
 
     def _require_process(self) -> _Process:
         if self._process is None:
@@ -332,6 +364,8 @@ class Sandbox:
             connection=ConnectionInfo(ip=self.sockets.prefix) if self.sockets else None,
             exit=self.exit,
             confinement=_confinement(process.facts) if detail and process else None,
+            start_path=self.start_path,
+            cold_reason=self.cold_reason,
             timings_ms=self.timings,
         )
 

@@ -22,7 +22,9 @@ from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
 from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
 from sandboxkernel.daemon.problems import convert
-from sandboxkernel.daemon.sandbox import Runtime, Sandbox
+from sandboxkernel.daemon.runtime import Runtime
+from sandboxkernel.daemon.sandbox import Sandbox
+from sandboxkernel.daemon.zygotes import Key, Zygotes
 from sandboxkernel.errors import (
     Conflict,
     KernelNotFound,
@@ -99,6 +101,7 @@ class Kernels:
         policy: Policy,
         paths: Paths,
         runtime: Runtime,
+        zygotes: Zygotes,
         images: Images,
         layers: UserLayers,
         ids: IdRanges,
@@ -110,7 +113,8 @@ class Kernels:
         self.layers = layers
         self.events = events
         self._paths = paths
-        self._runtime = runtime
+        self.runtime = runtime
+        self.zygotes = zygotes
         self._ids = ids
         self._journal = journal
         self._sandboxes: dict[str, Sandbox] = {}
@@ -171,6 +175,7 @@ class Kernels:
             )
             async with sandbox.lock:
                 await sandbox.start()
+            self.zygotes.want(sandbox.zygote_key, image, profile)
             return sandbox
         except BaseException:
             if sandbox is not None:
@@ -245,7 +250,7 @@ class Kernels:
                 volatile=ephemeral,
                 id_base=base,
                 cgroup=lease.cgroup,
-                image_env=image_env(image),
+                image_env=image.environment,
                 image_labels=image.labels,
                 hidden=hidden_entries(caller, profile, work_folder_of(request)),
                 disk=self._disk_for(limits),
@@ -258,9 +263,12 @@ class Kernels:
             request=request,
             ground=ground,
             lease=lease,
-            runtime=self._runtime,
+            runtime=self.runtime,
             image=image.ref,
             image_digest=str(image.digest),
+            zygotes=self.zygotes,
+            zygote_key=Key.of(str(image.digest), profile, caller) if request.argv is None else None,
+            spares=grant.ceiling == Limits(),
             on_state=self._on_state,
         )
         self._sandboxes[sandbox_id] = sandbox
@@ -270,7 +278,7 @@ class Kernels:
         if grant.ceiling == Limits() or self._ceilings.get(caller.uid) == grant.ceiling:
             return
         create_parent(
-            self._runtime.layout,
+            self.runtime.layout,
             f"{self.policy.cgroup_parent}/{caller.uid}",
             plan_cgroup_limits(grant.ceiling, self._disk_for(grant.ceiling)),
         )
@@ -336,6 +344,7 @@ class Kernels:
     async def release_all(self) -> None:
         """End every sandbox: the daemon stops."""
         await asyncio.gather(*(self._release(s) for s in list(self._sandboxes.values())))
+        await self.zygotes.close()
 
     def on_launcher_event(self, event: dict[str, object]) -> None:
         """Exits, as the launcher reports them."""
@@ -345,14 +354,11 @@ class Kernels:
                 exited.set_result(cast("int | None", event["wait_status"]))
             return
         sandbox = self._sandboxes.get(str(event.get("container_id")))
-        if event.get("event") == "exit" and sandbox is not None:
-            task = asyncio.create_task(sandbox.on_exit_event(event))
-            task.add_done_callback(_log_failure)
-
-    @property
-    def host_namespaces(self) -> dict[str, int]:
-        """Inodes of the host's namespaces, which no sandbox may share."""
-        return self._runtime.host_namespaces
+        if sandbox is None:
+            self.zygotes.on_exit(event)
+            return
+        task = asyncio.create_task(sandbox.on_exit_event(event))
+        task.add_done_callback(_log_failure)
 
     def new_exec_future(self) -> asyncio.Future[int | None]:
         """A future for the wait status of an exec."""
@@ -365,7 +371,7 @@ class Kernels:
 
         Whoever no longer wants the status cancels `exited`.
         """
-        reply, _ = await self._runtime.launcher.request("exec", fds, container_id=sandbox.id)
+        reply, _ = await self.runtime.launcher.request("exec", fds, container_id=sandbox.id)
         exec_id = int(reply["exec_id"])
         self._execs[exec_id] = exited
         exited.add_done_callback(lambda _: self._execs.pop(exec_id, None))
@@ -387,12 +393,6 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 def lineage_of(image: StoredImage) -> str:
     """The name of the user layers that fit an image: its label, else its ref."""
     return str(image.labels.get("org.sandboxkernel.lineage") or image.ref.replace("/", "_"))
-
-
-def image_env(image: StoredImage) -> dict[str, str]:
-    """The Env of the image's configuration as a mapping."""
-    pairs = (item.partition("=") for item in image.config.config.Env or [])
-    return {name: value for name, _, value in pairs}
 
 
 def hidden_entries(caller: Subject, profile: Profile, folder: str | None) -> tuple[str, ...]:

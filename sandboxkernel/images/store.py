@@ -78,6 +78,12 @@ class StoredImage:
     labels: Mapping[str, str]
     layers: tuple[Digest, ...]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The Env of the image's configuration as a mapping."""
+        pairs = (item.partition("=") for item in self.config.config.Env or [])
+        return {name: value for name, _, value in pairs}
+
 
 class ImageStore:
     """One store on disk. Safe for several processes and threads at once."""

@@ -49,6 +49,10 @@ _IO = {
 }
 
 
+SPARES_DEFAULT = 4  # about 15 MiB each, and only after as many starts within a minute
+SPARES_MAX = 64
+
+
 @dataclass(frozen=True, slots=True)
 class ProfileMount:
     """A folder of the administrator's that every sandbox of the profile sees."""
@@ -65,6 +69,10 @@ class Profile:
     `work_folders` are the roots below which a work folder may lie; `home` says what happens
     when the work folder is or contains the caller's home: its hidden entries are covered
     ("mask"), the start is refused ("refuse"), or they are visible ("allow").
+
+    `zygote` says who shares the prepared process from which kernels are forked: all users of
+    the profile ("profile"), nobody ("user": one for each), or that there is none ("off").
+    `preload` are modules that it imports ahead, `spares` how many kernels at most are forked ahead.
     """
 
     name: str
@@ -77,6 +85,9 @@ class Profile:
     home: str = "mask"
     ephemeral: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
+    zygote: str = "profile"
+    preload: tuple[str, ...] = ()
+    spares: int = SPARES_DEFAULT
 
 
 DEFAULT_PROFILE = Profile(name="default", description="Sandboxed Python")
@@ -138,9 +149,13 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
     maximum = clamp(
         parse_limits(raw.get("maximum", {}), where=f"{where}.maximum"), limits, Limits()
     )
-    home = raw.get("home", "mask")
-    if home not in ("mask", "refuse", "allow"):
-        raise RequestError(f"{where}.home is {home!r}, not mask, refuse or allow", field=where)
+    preload = tuple(raw.get("preload", ()))
+    for module in preload:
+        if not isinstance(module, str) or not all(p.isidentifier() for p in module.split(".")):
+            raise RequestError(f"{where}.preload: {module!r} is not a module's name", field=where)
+    spares = raw.get("spares", SPARES_DEFAULT)
+    if isinstance(spares, bool) or not isinstance(spares, int) or not 0 <= spares <= SPARES_MAX:
+        raise RequestError(f"{where}.spares is {spares!r}, not 0 to {SPARES_MAX}", field=where)
     return Profile(
         name=name,
         description=str(raw.get("description", "")),
@@ -149,10 +164,21 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
         maximum=maximum,
         mounts=tuple(_parse_mount(mount, where) for mount in raw.get("mounts", ())),
         work_folders=tuple(_absolute(p, where) for p in raw.get("work_folders", ("/",))),
-        home=home,
+        home=_choice(raw, "home", ("mask", "refuse", "allow"), where),
         ephemeral=bool(raw.get("ephemeral", False)),
         env={str(key): str(value) for key, value in raw.get("env", {}).items()},
+        zygote=_choice(raw, "zygote", ("profile", "user", "off"), where),
+        preload=preload,
+        spares=spares,
     )
+
+
+def _choice(raw: Mapping[str, Any], key: str, words: tuple[str, ...], where: str) -> str:
+    """One of `words`, the first by default."""
+    word = raw.get(key, words[0])
+    if word not in words:
+        raise RequestError(f"{where}.{key} is {word!r}, not one of {', '.join(words)}", field=where)
+    return str(word)
 
 
 def _parse_mount(raw: Mapping[str, Any], where: str) -> ProfileMount:

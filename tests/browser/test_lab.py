@@ -5,8 +5,10 @@ SANDBOXKERNEL_SCREENSHOTS=1 writes the pictures of the documentation to docs/ima
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,14 +108,18 @@ def run_cell(page: Page, index: int) -> None:
 
 
 def run_first_cell(page: Page, index: int = 0) -> None:
-    """For a moment a new notebook has a kernel to show and none to run cells with."""
+    """For a moment a new notebook has a kernel to show and none to run cells with.
+
+    JupyterLab drops what is run in that moment, so the key is pressed until the cell has a number.
+    """
     prompt = cell(page, index).locator(".jp-InputPrompt")
-    before = prompt.inner_text()
 
     def accepted() -> bool:
         run_cell(page, index)
-        page.wait_for_timeout(500)
-        return prompt.inner_text() != before
+        with contextlib.suppress(AssertionError):
+            expect(prompt).to_have_text(re.compile(r"\[\d+\]:"), timeout=3000)
+            return True
+        return False
 
     wait_until(accepted, timeout_s=60, what="the notebook runs a cell")
 

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import RunningDaemon
+from tests.support import RunningDaemon, running_daemon
 
 KERNEL_NAME = "sandboxed-python"
 WORK = Path("/srv/sandboxkernel-tests")
+
+
+@pytest.fixture(scope="module")
+def cold_daemon() -> Iterator[RunningDaemon]:
+    """A daemon without zygotes, beside the tests' own."""
+    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

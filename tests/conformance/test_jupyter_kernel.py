@@ -17,6 +17,8 @@ WORK = Path("/srv/sandboxkernel-tests/kernel-test")
 
 @pytest.fixture(scope="class", autouse=True)
 def environment(daemon: RunningDaemon, request: pytest.FixtureRequest) -> object:
+    if request.cls is TestColdSandboxedPython:
+        daemon = request.getfixturevalue("cold_daemon")
     before, folder = os.environ.get("SANDBOXKERNEL_HOST"), os.getcwd()
     os.environ["SANDBOXKERNEL_HOST"] = f"unix://{daemon.socket_path}"
     WORK.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,10 @@ class TestSandboxedPython(jupyter_kernel_test.KernelTests):
     # one; test_history_range_is_answered_as_by_a_plain_kernel takes its place.
     supported_history_operations = ("tail", "search")
     code_update_display_data: ClassVar = []
+
+
+class TestColdSandboxedPython(TestSandboxedPython):
+    """The same on a fresh interpreter; the class above has kernels that are forked."""
 
 
 def test_history_range_is_answered_as_by_a_plain_kernel(

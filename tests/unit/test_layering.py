@@ -34,8 +34,17 @@ FORBIDDEN = {
     "sandboxkernel.client": {"sandboxkernel.daemon", "sandboxkernel.cli"},
 }  # fmt: skip
 ONLY_IN = {
-    "ctypes": {"sandboxruntime.syscalls"},
-    "jupyter_client": {"sandboxkernel.provisioner", "sandboxkernel.kernelspec"},
+    # The guest's modules also run in images that have no other module of ours.
+    "ctypes": {
+        "sandboxruntime.syscalls",
+        "sandboxruntime.guest.hygiene",
+        "sandboxruntime.guest.pages",
+    },
+    "jupyter_client": {
+        "sandboxkernel.provisioner",
+        "sandboxkernel.kernelspec",
+        "sandboxruntime.guest.rehearsal",
+    },
 }
 
 

@@ -8,6 +8,7 @@ import os
 import select
 from collections.abc import Callable, Mapping
 
+from sandboxruntime import syscalls
 from sandboxruntime.cgroup import lifecycle, v1, v2
 from sandboxruntime.cgroup.files import apply_writes, open_file, read_text, write_text
 from sandboxruntime.cgroup.layout import Layout, check_path
@@ -36,16 +37,21 @@ class Cgroup:
         self._oom_files: dict[int, int] = {}  # epoll descriptor -> memory.events descriptor
 
     @classmethod
-    def create(cls, layout: Layout, path: str, limits: Limits) -> Cgroup:
+    def create(
+        cls, layout: Layout, path: str, limits: Limits, *, kill_as_unit: bool = True
+    ) -> Cgroup:
         """Make the cgroup, write every limit and read it back.
 
+        `kill_as_unit`: where Linux itself can (v2), out of memory ends all of it, not one process.
         Parents are made as needed. Nothing is left behind on failure. Raises HostError if a
         limit cannot be enforced here, StateError if the cgroup exists already (it could hold
         another sandbox's processes).
         """
         group = cls(layout, path)
         parent_writes = plan_parent_writes(layout, limits)
-        writes = plan_writes(layout, limits, swap_exists=_swap_exists()) + plan_devices(layout)
+        writes = plan_writes(
+            layout, limits, swap_exists=_swap_exists(), kill_as_unit=kill_as_unit
+        ) + plan_devices(layout)
         made: list[str] = []
         try:
             lifecycle.make_parents(layout, path, parent_writes, made)
@@ -93,12 +99,29 @@ class Cgroup:
         """Open the v2 directory for clone3(CLONE_INTO_CGROUP); -1 where there is no v2.
 
         A write to v2's cgroup.procs waits for an RCU grace period, 10 ms and more; a clone
-        into the cgroup does not. The caller owns the descriptor.
+        into the cgroup does not. It is a detached mount of that directory alone: whoever is
+        given the descriptor cannot walk up from it. The caller owns it.
         """
         directory = self._directories.get("")
         if directory is None:
             return -1
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = syscalls.OpenTreeFlag.CLONE | syscalls.OpenTreeFlag.CLOEXEC
+        return syscalls.open_tree(syscalls.AT_FDCWD, directory, flags)
+
+    def admit(self, gid: int, origin: str) -> None:
+        """Let processes of a group that are in the cgroup `origin` clone children into this one.
+
+        For v2, clone3(2) asks for the right to write cgroup.procs here and in the common
+        ancestor. No container can reach either file: cgroup file systems are not mounted there.
+        """
+        if "" not in self._directories:
+            return
+        ancestor = os.path.commonpath([self.path, origin])
+        for path in (self.path, ancestor):
+            file = f"{self.layout.directory('', path)}/cgroup.procs"
+            if os.stat(file).st_gid != gid:
+                os.chown(file, -1, gid)
+                os.chmod(file, 0o664)
 
     def enter(self, pid: int) -> None:
         """Move the whole process `pid` in. Raises OSError (ESRCH if it has ended)."""

@@ -1,0 +1,191 @@
+"""Runs inside a zygote: prepares ipykernel, then forks a child for every request.
+
+Executed as a file by the image's Python. Arguments: the control socket's descriptor, the ready
+socket's, the directory of the sandboxruntime package, then the modules to import ahead. The
+process holds no secret and gets none: what a kernel needs, the child receives after it has been
+confined and verified. One thread, or it refuses to serve.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+Taken = tuple[socket.socket, list[str], dict[str, str]]  # what take_over() returns
+
+
+class Unfit(Exception):
+    """This image's zygote must not fork: the reason is for the daemon's log and `inspect`."""
+
+
+def main() -> None:
+    """Prepare, report, serve; in a child, become the kernel."""
+    control_fd, ready_fd, package_root, *preload = sys.argv[1:]
+    sys.path[0] = package_root  # where the folder of this file was
+    control = socket.socket(fileno=int(control_fd))
+    ready = socket.socket(fileno=int(ready_fd))
+    gc.disable()
+    try:
+        # Everything that a child needs is imported here, once, and before sys.path is the user's.
+        from sandboxruntime import handover, init, namespaces, spec, steps, zygote  # noqa: F401
+        from sandboxruntime.guest import warm
+
+        prepared = warm.prepare(preload)
+        del sys.path[0]
+        # What an import made stays; frozen, no collection in a child touches, and so copies, it.
+        gc.collect()
+        gc.freeze()
+        hot = warm.learn_pages(prepared)
+        _check_fit()
+    except BaseException as exc:
+        ready.sendall(json.dumps({"unfit": f"{type(exc).__name__}: {exc}"}).encode())
+        raise
+    ready.sendall(json.dumps({"ready": len(sys.modules)}).encode())
+    taken = _serve(control, hot)
+    # Only kernels get here, confined and verified, with their sockets and environment.
+    warm.finish(prepared, *taken)
+
+
+def _check_fit() -> None:
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise Unfit(f"{threads} threads run; a fork would take only one of them along")
+
+
+def _serve(control: socket.socket, hot: Any) -> Taken:
+    """Fork a child for every request until the launcher closes the socket. Returns in children."""
+    from sandboxruntime import syscalls
+    from sandboxruntime.channel import close_fds, recv_message
+    from sandboxruntime.namespaces import NAMESPACES
+
+    # Linux reaps the children: the launcher watches them by pidfd.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, fds = recv_message(control)
+        if message is None:
+            os._exit(0)
+        start = socket.socket(fileno=fds[0])
+        task_fds = fds[1 : 1 + message["tasks"]]
+        into = fds[1 + message["tasks"] :]
+        try:
+            pid, pidfd = syscalls.clone3(NAMESPACES, cgroup_fd=into[0] if into else -1)
+        except OSError as exc:
+            start.send(str(exc).encode())
+            pid, pidfd = -1, -1
+        if pid == 0:
+            control.close()
+            close_fds(into)
+            return _become_container(start, task_fds, hot)
+        start.close()
+        close_fds([fd for fd in (*fds[1:], pidfd) if fd >= 0])
+
+
+def _become_container(start: socket.socket, task_fds: list[int], hot: Any) -> Taken:
+    """Pid 1 of a new container, and its child, which becomes the kernel and returns.
+
+    Both wait for the launcher's orders, which come once for each, and confine themselves side by
+    side: pid 1 mounts while the kernel's process has its memory copied. A spare waits for long.
+    """
+    from sandboxruntime import init, syscalls
+    from sandboxruntime.steps import Step
+    from sandboxruntime.zygote import BORN
+
+    try:
+        syscalls.prctl(init.PR_SET_DUMPABLE, 0)
+        os.chdir("/")
+        for fd in task_fds:
+            os.write(fd, b"0")
+            os.close(fd)
+        syscalls.unshare(syscalls.CloneFlag.NEWCGROUP)
+        # Blocked until pid 1 waits for them, so that no end of its child goes unnoticed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        kernels_end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            return _become_kernel(start, kernels_end, hot)
+        kernels_end.close()
+        attach_fd = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # any directory does
+        start.send(BORN)
+        context = _receive_orders(start, attach_fd)
+    except BaseException:
+        os._exit(70)  # the launcher sees its sockets close
+
+    def share_root(context: init.Context) -> None:
+        init.CREATE_STEPS[Step.PIVOT](context)  # moves the child's root and directory, too
+        ours.send(b"r")
+        ours.close()
+
+    init.confine(context, {**_remaining(init.CREATE_STEPS), Step.PIVOT: share_root})
+    try:
+        init.be_init(context, child)
+    except BaseException as exc:
+        init.report_failure(context.status_fd, Step.HAND_OVER, exc)
+
+
+def _remaining(steps: dict[Any, Any]) -> dict[Any, Any]:
+    """Set-up without the steps that pid 1 has taken before it had its orders."""
+    from sandboxruntime.steps import Step
+
+    taken = (Step.ENTER_CGROUP, Step.CGROUP_NAMESPACE)
+    return {step: function for step, function in steps.items() if step not in taken}
+
+
+def _become_kernel(start: socket.socket, pid_1: socket.socket, hot: Any) -> Taken:
+    """The kernel's process: confined by the same steps, in what pid 1 has made."""
+    from sandboxruntime import init
+    from sandboxruntime.guest import pages
+    from sandboxruntime.handover import take_over
+    from sandboxruntime.steps import Step
+
+    try:
+        pages.populate(hot)
+        context = _receive_orders(start, -1)
+        os.close(context.exit_fd)  # pid 1's alone
+        context.exit_fd = -1
+    except BaseException:
+        os._exit(70)
+
+    def await_root(_context: init.Context) -> None:
+        if pid_1.recv(1) != b"r":
+            raise EOFError("pid 1 has ended")
+        pid_1.close()  # here: an object that outlived CLOSE_FDS would close another's number
+        if os.getcwd() != "/":
+            raise OSError(f"working directory is {os.getcwd()}, not the new root")
+
+    steps = {
+        Step.SESSION: init.CREATE_STEPS[Step.SESSION],
+        Step.PIVOT: await_root,
+        **init.JOIN_STEPS,
+    }
+    init.confine(context, steps)
+    return take_over(context.handover_fd, -1, context.status_fd)
+
+
+def _receive_orders(start: socket.socket, attach_fd: int) -> Any:
+    """The launcher's orders as a context, with the user namespace's root as our user."""
+    from sandboxruntime import init
+    from sandboxruntime.spec import Spec, from_json
+    from sandboxruntime.steps import Step
+    from sandboxruntime.zygote import decode_program, receive_orders
+
+    message, fds = receive_orders(start)
+    start.close()
+    context = init.context_from(
+        from_json(Spec, message["spec"]), decode_program(message["seccomp"]), attach_fd, fds
+    )
+    if message["fail_at"]:
+        context.fail_at = Step(message["fail_at"])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    return context
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""Zygotes: prepared processes of an image, from which kernels are forked. asyncio.
+
+One for each image, trust domain and list of modules imported ahead. They are made in the
+background after a first kernel has started cold; a kernel that cannot have one, or whose fork
+fails, starts cold, too. None is ever needed for a start to succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sandboxruntime
+from sandboxkernel.daemon.handover import HandOver
+from sandboxkernel.daemon.lease import Lease, LeaseJournal
+from sandboxkernel.daemon.logs import LogBuffer
+from sandboxkernel.daemon.plan import (
+    ZygoteGround,
+    plan_cgroup_limits,
+    plan_zygote_payload,
+    plan_zygote_spec,
+)
+from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.runtime import Runtime
+from sandboxkernel.daemon.spares import Spare, SparePool
+from sandboxkernel.errors import KernelNotFound, KernelStartFailed, SandboxError
+from sandboxkernel.images.store import StoredImage
+from sandboxkernel.images.userlayers import UserLayers
+from sandboxkernel.limits import Profile, Subject
+from sandboxkernel.models import Zygote as ZygoteModel
+from sandboxkernel.models import ZygoteList
+from sandboxkernel.paths import Paths
+from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.errors import ContainerError
+from sandboxruntime.spec import to_json
+from sandboxruntime.verify import verify
+
+__all__ = ["Claim", "Key", "Zygotes"]
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 120.0
+SETTLE_S = 0.5  # a zygote waits so long, so that the kernel that asked for it is not slowed down
+RETRY_S = 60.0  # after a zygote that turned out unfit
+FORKS_MAX = 2000  # then a fresh one: its children share hash seed and address layout
+AGE_MAX_S = 6 * 3600.0
+INSIDE_ID = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which kernels may come from one zygote: same image, same trust domain, same imports."""
+
+    image_digest: str
+    domain: str
+    preload: tuple[str, ...]
+
+    @classmethod
+    def of(cls, image_digest: str, profile: Profile, subject: Subject) -> Key | None:
+        """The key for a kernel; None when its profile has zygotes off."""
+        if profile.zygote == "off":
+            return None
+        owner = f"/{subject.uid}" if profile.zygote == "user" else ""
+        return cls(image_digest, f"{profile.name}{owner}", profile.preload)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Where a kernel may come from: a zygote, and of it a spare."""
+
+    zygote_id: str
+    spare: Spare | None = None
+
+
+@dataclass(slots=True)
+class _Zygote:
+    key: Key
+    lease: Lease
+    uid: int
+    spares: SparePool
+    log: LogBuffer = field(default_factory=LogBuffer)
+    ready: socket.socket | None = None
+    born: float = field(default_factory=time.monotonic)
+    forks: int = 0
+    retired: bool = False
+
+
+class Zygotes:
+    """All zygotes of this daemon, by key."""
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        layers: UserLayers,
+        paths: Paths,
+        journal: LeaseJournal,
+        cgroup_parent: str,
+        first_uid: int,
+        guest_source: str,
+        maximum: int,
+    ) -> None:
+        self._runtime = runtime
+        self._layers = layers
+        self._paths = paths
+        self._journal = journal
+        self._cgroup_parent = cgroup_parent
+        # One group for all of them: it is what lets them clone into cgroups (Cgroup.admit).
+        self._gid = first_uid
+        self._uids = itertools.cycle(range(first_uid + 1, first_uid + 60000))
+        self._guest_source = guest_source
+        self._maximum = maximum
+        self._current: dict[Key, _Zygote] = {}
+        self._all: dict[str, _Zygote] = {}
+        self._starting: dict[Key, asyncio.Task[None]] = {}
+        self._not_before: dict[Key, float] = {}
+
+    def claim(self, key: Key | None, *, spares: bool) -> Claim | None:
+        """The zygote to fork from, with a spare if wanted and there; None: start cold."""
+        zygote = self._current.get(key) if key is not None else None
+        if zygote is None:
+            return None
+        zygote.forks += 1
+        # Most recently used last: the first is the one to give up when there are too many.
+        self._current[zygote.key] = self._current.pop(zygote.key)
+        return Claim(zygote.lease.id, zygote.spares.claim() if spares else None)
+
+    def give_back(self, claim: Claim) -> None:
+        """The kernel of a claim has ended, and its container is deleted."""
+        if claim.spare is not None:
+            self._journal.forget(claim.spare.id)
+
+    def want(self, key: Key | None, image: StoredImage, profile: Profile) -> None:
+        """See to it that later kernels of this key find a zygote, and not too old a one."""
+        if key is None or self._maximum < 1 or key in self._starting:
+            return
+        current = self._current.get(key)
+        worn = current is not None and (
+            current.forks >= FORKS_MAX or time.monotonic() - current.born > AGE_MAX_S
+        )
+        if (current is not None and not worn) or time.monotonic() < self._not_before.get(key, 0):
+            return
+        task = asyncio.create_task(self._start(key, image, profile))
+        self._starting[key] = task
+        task.add_done_callback(lambda _: self._starting.pop(key, None))
+
+    def blame(self, container_id: str, reason: object) -> None:
+        """A fork failed: replace that zygote."""
+        zygote = self._all.get(container_id)
+        if zygote is not None and not zygote.retired:
+            log.warning("zygote %s is replaced: %s", container_id, reason)
+            self._spawn(self._retire(zygote))
+
+    def on_exit(self, event: Mapping[str, Any]) -> None:
+        """The launcher saw a spare end, or the pid 1 of a container that is no kernel's."""
+        if event.get("event") == "spare_exit":
+            for each in self._all.values():
+                each.spares.lost(str(event["spare"]))
+            return
+        zygote = self._all.get(str(event.get("container_id")))
+        if zygote is not None and event.get("event") == "zygote_exit":
+            self.blame(zygote.lease.id, "it has ended")
+            return
+        if zygote is not None:
+            zygote.log.drain()
+            if not zygote.retired:
+                output = zygote.log.tail(2000).decode(errors="replace").strip()
+                log.warning("zygote %s has ended: %s", zygote.lease.id, output or "no output")
+            self._spawn(self._release(zygote))
+
+    def describe(self) -> ZygoteList:
+        """What there is, for administrators."""
+        now = time.monotonic()
+        zygotes = [
+            ZygoteModel(
+                id=zygote.lease.id,
+                image_digest=zygote.key.image_digest,
+                domain=zygote.key.domain,
+                preload=list(zygote.key.preload),
+                forks=zygote.forks,
+                age_s=round(now - zygote.born, 1),
+                spares=zygote.spares.ids(),
+                memory_bytes=self._memory(zygote),
+                retired=zygote.retired,
+            )
+            for zygote in self._all.values()
+        ]
+        return ZygoteList(zygotes=zygotes, starting=sorted(key.domain for key in self._starting))
+
+    def _memory(self, zygote: _Zygote) -> int:
+        try:
+            return Cgroup(self._runtime.layout, zygote.lease.cgroup).usage().memory_bytes
+        except (OSError, ContainerError):
+            return 0  # not made yet, or just gone
+
+    async def close(self) -> None:
+        """End all of them: the daemon stops."""
+        for task in list(self._starting.values()):
+            task.cancel()
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*(self._release(z) for z in list(self._all.values())))
+
+    async def _start(self, key: Key, image: StoredImage, profile: Profile) -> None:
+        await asyncio.sleep(SETTLE_S)
+        zygote_id = secrets.token_hex(6)
+        scratch = self._paths.scratch_dir / zygote_id
+        lease = Lease(
+            id=zygote_id,
+            kernel_id="",
+            owner_uid=0,
+            cgroup=f"{self._cgroup_parent}/zygotes/{zygote_id}",
+            sockets="",
+            scratch=str(scratch),
+        )
+        spares = SparePool(
+            zygote_id=zygote_id,
+            limits=plan_cgroup_limits(profile.limits, None),
+            runtime=self._runtime,
+            journal=self._journal,
+            cgroup_parent=self._cgroup_parent,
+            most=0 if profile.limits.io else profile.spares,
+        )
+        zygote = _Zygote(key, lease, next(self._uids), spares)
+        self._journal.write(lease)
+        self._all[zygote_id] = zygote
+        try:
+            await self._launch(zygote, image, profile, scratch)
+        except (SandboxError, OSError) as exc:
+            log.warning("no zygote for %s: %s", key.domain, exc)
+            self._not_before[key] = time.monotonic() + RETRY_S
+            await self._release(zygote)
+        except BaseException:
+            await asyncio.shield(self._release(zygote))
+            raise
+        else:
+            await self._put_in_service(zygote)
+
+    async def _put_in_service(self, zygote: _Zygote) -> None:
+        former = self._current.pop(zygote.key, None)
+        self._current[zygote.key] = zygote
+        log.info("zygote %s serves %s", zygote.lease.id, zygote.key.domain)
+        surplus = list(self._current.values())[: max(0, len(self._current) - self._maximum)]
+        for stale in [*([former] if former else []), *surplus]:
+            await self._retire(stale)
+        zygote.spares.refill()
+
+    async def _launch(
+        self, zygote: _Zygote, image: StoredImage, profile: Profile, scratch: Path
+    ) -> None:
+        dirs = await asyncio.to_thread(self._layers.scratch, scratch, zygote.uid - INSIDE_ID)
+        ground = ZygoteGround(
+            container_id=zygote.lease.id,
+            uid=zygote.uid,
+            gid=self._gid,
+            layers=tuple(str(path) for path in image.layer_dirs),
+            upper=str(dirs.upper),
+            work=str(dirs.work),
+            cgroup=zygote.lease.cgroup,
+            image_env=image.environment,
+            image_labels=image.labels,
+            profile=profile,
+            package=os.path.dirname(os.path.abspath(sandboxruntime.__file__)),
+        )
+        control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        zygote.ready, ready_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        zygote.ready.setblocking(False)
+        with control, control_theirs, ready_theirs:
+            await self._create(zygote, ground, [control_theirs.fileno(), ready_theirs.fileno()])
+            ready_theirs.close()
+            await self._until_ready(zygote)
+            await self._runtime.launcher.request(
+                "adopt_zygote", [control.fileno()], container_id=zygote.lease.id
+            )
+
+    async def _create(self, zygote: _Zygote, ground: ZygoteGround, sockets: list[int]) -> None:
+        spec = plan_zygote_spec(ground)
+        handover = HandOver()
+        log_fd = zygote.log.attach()
+        try:
+            _, fds = await self._runtime.launcher.request(
+                "create", [handover.theirs.fileno(), log_fd], spec=to_json(spec)
+            )
+            for fd in fds:
+                os.close(fd)
+            handover.theirs.close()
+            cgroup = Cgroup.attach(self._runtime.layout, spec.cgroups_path)
+            peer, _, _ = await handover.run(
+                lambda pid: verify(
+                    pid,
+                    spec,
+                    cgroup,
+                    self._runtime.host_namespaces,
+                    filters=self._runtime.host_filters + 1,
+                ),
+                plan_zygote_payload(ground, self._guest_source),
+                sockets,
+            )
+            peer.close()
+        except ContainerError as exc:
+            raise convert(exc) from exc
+        finally:
+            os.close(log_fd)
+            handover.close()
+
+    async def _until_ready(self, zygote: _Zygote) -> None:
+        assert zygote.ready is not None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                data = await loop.sock_recv(zygote.ready, 65536)
+        except TimeoutError:
+            raise KernelStartFailed(
+                f"the zygote was not ready within {READY_TIMEOUT_S:g} s", step="hand_over"
+            ) from None
+        message = json.loads(data) if data else {"unfit": "it ended"}
+        if "unfit" in message:
+            zygote.log.drain()
+            log.debug("zygote's output: %s", zygote.log.tail(4000).decode(errors="replace"))
+            raise KernelStartFailed(f"the zygote is unfit: {message['unfit']}", step="hand_over")
+
+    async def _retire(self, zygote: _Zygote) -> None:
+        """No more forks. Its container ends by itself once the last of its children has."""
+        zygote.retired = True
+        if self._current.get(zygote.key) is zygote:
+            del self._current[zygote.key]
+        await zygote.spares.close()
+        await self._runtime.launcher.request("retire_zygote", container_id=zygote.lease.id)
+
+    async def _release(self, zygote: _Zygote) -> None:
+        """Delete the container and give everything back. Idempotent."""
+        zygote.retired = True
+        if self._current.get(zygote.key) is zygote:
+            del self._current[zygote.key]
+        if self._all.pop(zygote.lease.id, None) is None:
+            return
+        await zygote.spares.close()
+        if zygote.ready is not None:
+            zygote.ready.close()
+        zygote.log.detach()
+        try:
+            await self._runtime.launcher.request("delete", container_id=zygote.lease.id)
+        except KernelNotFound:
+            pass  # it never came to be
+        if zygote.lease.scratch:
+            await asyncio.to_thread(shutil.rmtree, zygote.lease.scratch, ignore_errors=True)
+        self._journal.forget(zygote.lease.id)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_log_failure)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background work failed", exc_info=task.exception())
