@@ -63,9 +63,9 @@ browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
 test: check $(BROWSER_STAMP) ## Everything
 	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/browser -q
 
-bench: $(TEST_STAMP) ## Cold start and round trip against a plain kernel, docker and runc
+bench: $(TEST_STAMP) ## Starts, round trip, a class at the bell, memory: against a plain kernel, docker, runc
 	sh tools/apt-install.sh runc docker.io
-	$(BIN)/python tests/benchmarks/cold_start.py
+	$(BIN)/python tests/benchmarks/starts.py
 
 docs: $(STAMP) ## Generate docs/openapi.json
 	$(BIN)/python -c 'import json; from sandboxkernel.daemon.openapi import document; print(json.dumps(document(), indent=1))' > docs/openapi.json

@@ -16,14 +16,37 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.manager import KernelManager
+from traitlets.config import Config
+
+from sandboxkernel.client import SandboxClient
+from sandboxkernel.models import Kernel
 
 __all__ = ["DockerPeer", "LocalPeer", "Peer", "RuncPeer", "SandboxPeer", "dockerd", "merged_rootfs"]
+
+
+def _pss_mib(pid: int) -> float:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.split("Pss:")[1].split()[0]) / 1024
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("PPid:")[1].split()[0])
 
 
 class Peer(ABC):
     """One way to start a kernel."""
 
     name: str
+
+    def prepare(self) -> None:  # noqa: B027  # most have nothing to wait for
+        """Wait until it is as it should be before a start; not timed."""
+
+    def check(self) -> None:  # noqa: B027
+        """Raises RuntimeError if the start was not of the kind that is measured."""
+
+    def memory_mib(self) -> float:
+        """Proportional set size of the kernel's process (and its pid 1) in MiB."""
+        raise NotImplementedError
 
     @abstractmethod
     def start(self) -> dict[str, Any]:
@@ -57,10 +80,52 @@ class _ManagedPeer(Peer):
 
 
 class SandboxPeer(_ManagedPeer):
-    """Ours, cold."""
+    """Ours, on one of its paths: a spare, a fork on demand (warm), or cold."""
 
-    name = "sandboxkernel"
     kernel_name = "sandboxed-python"
+
+    def __init__(self, work: Path, client: SandboxClient, path: str) -> None:
+        super().__init__(work)
+        self.name = f"sandboxkernel, {path}"
+        self._client, self._path = client, path
+        self._profile = "default" if path == "spare" else path
+
+    def _make(self) -> KernelManager:
+        config = Config()
+        config.SandboxProvisioner.profile = self._profile
+        return KernelManager(kernel_name=self.kernel_name, config=config)
+
+    def prepare(self) -> None:
+        """Until the zygote, and for a spare as many as are wanted, are there."""
+        if self._path == "cold":
+            return
+        deadline, before = time.monotonic() + 30, -1
+        while time.monotonic() < deadline:
+            found = [z for z in self._client.zygotes().zygotes if z.domain == self._profile]
+            waiting = len(found[0].spares) if found else -1
+            if found and (self._path == "warm" or waiting == before > 0):
+                return
+            before = waiting
+            time.sleep(0.4)
+        # The first kernel of a profile is cold and calls for its zygote: start_once() does one.
+
+    def check(self) -> None:
+        """The path is the one that was meant."""
+        if self._warmed_up and self._kernel().start_path != self._path:
+            raise RuntimeError(f"started {self._kernel().start_path}, not {self._path}")
+        self._warmed_up = True
+
+    _warmed_up = False
+
+    def _kernel(self) -> Kernel:
+        assert self._manager is not None and self._manager.kernel_id is not None
+        return self._client.inspect(self._manager.kernel_id)
+
+    def memory_mib(self) -> float:
+        """The kernel's process and pid 1 of its namespace."""
+        pid = self._kernel().pid
+        assert pid is not None
+        return _pss_mib(pid) + _pss_mib(_parent(pid))
 
 
 class LocalPeer(_ManagedPeer):
@@ -73,6 +138,12 @@ class LocalPeer(_ManagedPeer):
         manager = KernelManager(kernel_name=self.kernel_name, transport="ipc")
         manager.ip = f"/run/sk-bench-{uuid.uuid4().hex[:8]}"
         return manager
+
+    def memory_mib(self) -> float:
+        """The kernel's process."""
+        assert self._manager is not None
+        provisioner: Any = self._manager.provisioner
+        return _pss_mib(provisioner.pid)
 
 
 class _ContainerPeer(Peer):
