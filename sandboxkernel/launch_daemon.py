@@ -72,7 +72,9 @@ def _start(paths: Paths, environ: Mapping[str, str]) -> None:
             )  # fmt: skip
         finally:
             os.close(ready_write)
-        readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
+        poll = select.poll()  # select(2) knows no descriptor above 1023
+        poll.register(ready, select.POLLIN)
+        readable = poll.poll(START_TIMEOUT_S * 1000)
         if readable and ready.read(1):
             # It outlives us on purpose; init reaps it.
             process.returncode = 0

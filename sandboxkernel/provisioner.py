@@ -220,7 +220,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         return info
 
     async def poll(self) -> int | None:
-        """The exit code, or None while it runs: one select(2), no request."""
+        """The exit code, or None while it runs: one poll(2), no request."""
         if self._exit is None and self._watch is not None:
             try:
                 self._exit = self._watch.poll()

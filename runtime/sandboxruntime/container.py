@@ -353,10 +353,10 @@ def _await_status(status_fd: int) -> dict[str, float]:
     """
     deadline = time.monotonic() + SETUP_DEADLINE_S
     data = b""
+    poll = select.poll()  # select(2) knows no descriptor above 1023
+    poll.register(status_fd, select.POLLIN)
     while len(data) < STATUS_TOTAL_MAX:
-        remaining = deadline - time.monotonic()
-        readable, _, _ = select.select([status_fd], [], [], max(0.0, remaining))
-        if not readable:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise _setup_error(Step.CLONE, 110, f"no answer within {SETUP_DEADLINE_S:g} s")
         chunk = os.read(status_fd, 65536)
         if not chunk:
