@@ -10,10 +10,11 @@ import itertools
 import locale
 import os
 import signal
-import site
 import sys
 import threading
 import time
+
+from sandboxruntime.guest.kernel import add_user_site
 
 __all__ = ["reset_process"]
 
@@ -83,12 +84,8 @@ def _forget(module: str, *names: str) -> None:
 
 def _import_system() -> None:
     """The user's layer has appeared below the zygote's paths; its packages may have, too."""
-    user_site, home = site.getusersitepackages(), os.environ["HOME"]
-    if site.ENABLE_USER_SITE and os.path.isdir(user_site) and user_site not in sys.path:
-        first = next(
-            (i for i, path in enumerate(sys.path) if path in site.getsitepackages()), len(sys.path)
-        )
-        sys.path.insert(first, user_site)
+    home = os.environ["HOME"]
+    add_user_site()
     # The image's own directories are read-only: what finders know of those stays true.
     for path in [path for path in sys.path_importer_cache if path.startswith(home)]:
         del sys.path_importer_cache[path]
