@@ -368,8 +368,9 @@ def _await_status(status_fd: int) -> dict[str, float]:
         timings = [record["timings"] for record in records if "timings" in record]
         if not failures and timings:
             return {str(step): float(ms) for step, ms in timings[0].items()}
-        for failure in failures[:1]:
-            raise _setup_error(Step(failure["step"]), int(failure["errno"]), failure["message"])
+        if failures:
+            first = failures[0]
+            raise _setup_error(Step(first["step"]), int(first["errno"]), first["message"])
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise _setup_error(Step.CLONE, 0, f"the process said {data[:200]!r}") from exc
     raise _setup_error(Step.CLONE, 0, "the process ended without a word (out of memory?)")

@@ -1,6 +1,7 @@
 """What a fork must not share with its siblings, and what it must not keep of its zygote.
 
-One function, one line per item; tests/conformance/test_fork_hygiene.py has a test per item.
+tests/conformance/test_fork_hygiene.py draws from each random source, and compares a snapshot of
+the rest with a fresh interpreter's. Of BLAS it proves that products work, not the thread count.
 """
 
 from __future__ import annotations
