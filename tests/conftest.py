@@ -78,6 +78,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.hookimpl(trylast=True)  # pytest's own ends the fixtures, and the daemons with them
 def pytest_sessionfinish() -> None:
     support.remove_cgroups()
 

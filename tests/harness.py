@@ -31,7 +31,7 @@ from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.handover import HELLO, Payload, encode_payload
 from sandboxruntime.spec import Bind, Credentials, IdMapping, Process, Rootfs, Spec, to_json
 from sandboxruntime.steps import Step
-from sandboxruntime.verify import NAMESPACES, Facts, count_filters, verify
+from sandboxruntime.verify import NAMESPACES, Facts, count_filters, read_facts, verify
 from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA
 
 ID_BASE = 0x7F000000
@@ -74,7 +74,9 @@ class Attempt:
         """Outside verification, as the daemon does it."""
         cgroup = Cgroup.attach(self.harness.layout, self.spec.cgroups_path)
         host = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES}
-        return verify(self.pid, self.spec, cgroup, host, filters=count_filters() + 1)
+        facts = read_facts(self.pid)
+        verify(facts, self.spec, cgroup, host, filters=count_filters() + 1)
+        return facts
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> tuple[int | None, str]:
         """Wait status and output of the program."""

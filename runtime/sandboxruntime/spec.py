@@ -7,6 +7,7 @@ leaves to the caller, the union root filesystem and idmapped binds, is spelled o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ __all__ = [
     "Rootfs",
     "Spec",
     "from_json",
+    "prepare_decoding",
     "to_json",
 ]
 
@@ -199,12 +201,24 @@ def _expect(data: Any, kind: Any, path: str) -> Any:
     return data
 
 
-_HINTS: dict[Any, dict[str, Any]] = {}
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def prepare_decoding(kind: Any = Spec) -> None:
+    """Evaluate the annotations now that from_json() will need: many times dearer than decoding."""
+    if dataclasses.is_dataclass(kind):
+        members: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
+        for hint in members.values():
+            prepare_decoding(hint)
+    for argument in typing.get_args(kind):
+        prepare_decoding(argument)
 
 
 def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
     members = _expect(data, dict, path)
-    hints = _HINTS.get(kind) or _HINTS.setdefault(kind, typing.get_type_hints(kind))
+    hints = _hints(kind)
     unknown = set(members) - set(hints)
     if unknown:
         raise SpecError(f"{path} has unknown members {sorted(unknown)}", field=path)

@@ -70,19 +70,17 @@ def _read(path: str) -> str:
 
 
 def verify(
-    pid: int, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int
-) -> Facts:
-    """Check a process that waits for its hand-over; returns the facts for `inspect`.
+    facts: Facts, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int
+) -> None:
+    """Check what was read of a process that waits for its hand-over.
 
     `filters` is how many seccomp filters it must have: a zygote's child has its parent's, too.
     Raises VerifyError naming the first check that failed.
     """
-    facts = read_facts(pid)
     check(facts, spec, host_namespaces, filters=filters)
     mismatches = cgroup.check_membership(facts.cgroup)
     if mismatches:
-        raise VerifyError(f"pid {pid} is outside its cgroup: {mismatches}", check="cgroup")
-    return facts
+        raise VerifyError(f"the process is outside its cgroup: {mismatches}", check="cgroup")
 
 
 def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int], *, filters: int) -> None:

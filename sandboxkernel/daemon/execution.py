@@ -75,8 +75,8 @@ async def _start(
         handover.theirs.close()
         try:
             peer, _, _ = await handover.run(
-                lambda pid: verify(
-                    pid,
+                lambda facts: verify(
+                    facts,
                     spec,
                     sandbox.cgroup(),
                     kernels.runtime.host_namespaces,

@@ -15,7 +15,7 @@ from typing import Any
 from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime import syscalls
 from sandboxruntime.handover import HELLO, Payload, Result, encode_payload, read_result
-from sandboxruntime.verify import Facts
+from sandboxruntime.verify import Facts, read_facts
 
 __all__ = ["HandOver", "Peer"]
 
@@ -54,6 +54,7 @@ class HandOver:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._ours.setblocking(False)
         self._attest(True)
+        self._meeting: asyncio.Task[tuple[Peer, Facts]] | None = None
 
     def _attest(self, wanted: bool) -> None:
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, wanted)
@@ -64,23 +65,39 @@ class HandOver:
             if exc.errno != errno.ENOPROTOOPT:
                 raise
 
+    def begin(self) -> None:
+        """Wait from now on for the hello, and look at the process at once.
+
+        Otherwise that is run()'s first step. What is read then, is judged in run().
+        """
+        self._meeting = asyncio.create_task(self._meet())
+
     def close(self) -> None:
         """Close both ends; a process that still waits ends."""
-        self._ours.close()
         self.theirs.close()
+        if self._meeting is None:
+            self._ours.close()
+        else:  # which still has its hand on the socket
+            self._meeting.add_done_callback(self._leave)
+            self._meeting.cancel()
 
     async def run(
-        self, verify: Callable[[int], Facts], payload: Payload, fds: list[int]
+        self, judge: Callable[[Facts], None], payload: Payload, fds: list[int]
     ) -> tuple[Peer, Facts, Result]:
-        """Wait for the hello, verify, hand over, wait for the exec. Borrows `fds`.
+        """Wait for the hello, have the process judged, hand over, wait for the exec.
 
-        Raises VerifyError, or KernelStartFailed when the program cannot be executed.
+        Borrows `fds`. Raises what `judge` does (VerifyError), or KernelStartFailed when the
+        program cannot be executed.
         """
+        if self._meeting is None:
+            self.begin()
+        assert self._meeting is not None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                peer = await self._hello()
+                peer, facts = await self._meeting
+                self._meeting = None
                 try:
-                    facts = verify(peer.pid)
+                    judge(facts)
                     await self._send(encode_payload(payload), fds)
                     result = await self._result(payload)
                 except BaseException:
@@ -91,6 +108,20 @@ class HandOver:
             raise KernelStartFailed(
                 f"the process did not take over within {TIMEOUT_S:g} s", step="hand_over"
             ) from None
+
+    async def _meet(self) -> tuple[Peer, Facts]:
+        peer = await self._hello()
+        try:
+            return peer, read_facts(peer.pid)
+        except BaseException:
+            peer.close()
+            raise
+
+    def _leave(self, meeting: asyncio.Task[tuple[Peer, Facts]]) -> None:
+        """Nobody took what a meeting brought."""
+        self._ours.close()
+        if not meeting.cancelled() and meeting.exception() is None:
+            meeting.result()[0].close()
 
     async def _hello(self) -> Peer:
         space = socket.CMSG_SPACE(struct.calcsize("3i")) + socket.CMSG_SPACE(4)

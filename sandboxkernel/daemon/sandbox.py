@@ -156,6 +156,7 @@ class Sandbox:
         try:
             # Before the request: the launcher goes on with one whose caller has gone.
             self._created = True
+            handover.begin()
             reply, fds = await self.runtime.launcher.request(
                 "create",
                 [handover.theirs.fileno(), log_fd],
@@ -171,8 +172,8 @@ class Sandbox:
             filters = self.runtime.host_filters + (1 if reply["path"] == "cold" else 2)
             cgroup = Cgroup.attach(self.runtime.layout, spec.cgroups_path)
             peer, facts, result = await handover.run(
-                lambda pid: verify(
-                    pid, spec, cgroup, self.runtime.host_namespaces, filters=filters
+                lambda facts: verify(
+                    facts, spec, cgroup, self.runtime.host_namespaces, filters=filters
                 ),
                 payload,
                 self.sockets.descriptors() if self.sockets else [],

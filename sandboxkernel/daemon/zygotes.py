@@ -296,8 +296,8 @@ class Zygotes:
             handover.theirs.close()
             cgroup = Cgroup.attach(self._runtime.layout, spec.cgroups_path)
             peer, _, _ = await handover.run(
-                lambda pid: verify(
-                    pid,
+                lambda facts: verify(
+                    facts,
                     spec,
                     cgroup,
                     self._runtime.host_namespaces,

@@ -73,8 +73,9 @@ class Session:
         return self.manager.kernel_id
 
     def run(
-        self, code: str, *, answers: tuple[str, ...] = (), timeout_s: float = TIMEOUT_S
-    ) -> Reply:
+        self, code: str, *, answers: tuple[str, ...] = (), timeout_s: float = TIMEOUT_S,
+        store_history: bool = True,
+    ) -> Reply:  # fmt: skip
         """Execute a cell to its end; input() gets `answers` in their order."""
         waiting = iter(answers)
         prompts: list[Message] = []
@@ -87,6 +88,7 @@ class Session:
         result.reply = self.client.execute_interactive(
             code,
             timeout=timeout_s,
+            store_history=store_history,
             allow_stdin=bool(answers),
             output_hook=result.iopub.append,
             stdin_hook=answer,

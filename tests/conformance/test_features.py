@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -434,6 +435,29 @@ def test_history_and_introspection(kernel: Session) -> None:
     assert "remembered" in reply["content"]["matches"]
     reply = kernel.client.inspect("remembered", 5, reply=True, timeout=60)
     assert reply["content"]["found"]
+
+
+def test_inputs_and_outputs_are_in_the_namespace(kernel: Session) -> None:
+    kernel.run("6 * 7")
+    shown = kernel.run("print(In, Out, _, _i1, [str(path) for path in _dh])").text
+    line = "print(In, Out, _, _i1, [str(path) for path in _dh])"
+    folder = kernel.run("import os; print(os.getcwd())").text
+    assert shown == f"{['', '6 * 7', line]} {{1: 42}} 42 6 * 7 {[folder]}"
+
+
+def test_history_of_earlier_kernels_is_there_for_the_very_first_cell(work: Path) -> None:
+    """A forked kernel opens the database late, but never later than it is asked for."""
+    marker = f"marker = {time.monotonic_ns()}"
+    with session(work) as kernel:
+        kernel.run(marker)
+    with session(work) as kernel:
+        assert marker in kernel.run("%history -g marker").text
+
+
+def test_a_cell_that_is_not_stored_leaves_no_trace_in_the_history(kernel: Session) -> None:
+    kernel.run("unstored = 1", store_history=False)
+    kernel.run("stored = 2")
+    assert kernel.run("%history").text.splitlines()[0] == "stored = 2"
 
 
 def test_local_server_inside(kernel: Session) -> None:

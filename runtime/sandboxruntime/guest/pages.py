@@ -1,4 +1,6 @@
-"""Memory that a fork is about to write, copied ahead. Source: proc_pid_pagemap(5), madvise(2).
+"""Memory that a fork is about to write, copied ahead.
+
+Sources: proc_pid_pagemap(5), madvise(2), process_madvise(2).
 
 After a fork every first write to a page costs a fault and a copy, and once the process has
 threads each also interrupts the other processors. A rehearsal learns which pages a start touches;
@@ -14,15 +16,24 @@ import os
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-__all__ = ["Runs", "mapped", "populate", "touched"]
+__all__ = ["Populator", "Runs", "mapped", "touched"]
 
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23  # Linux 5.14
 PRESENT, SHARED_OR_FILE, EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
-GAP_PAGES = 2  # neighbours so near are copied along: cheaper than one more call
+NR_PROCESS_MADVISE, IOV_MAX = 440, 1024  # the number is the same on every architecture
 
-_madvise = ctypes.CDLL(None, use_errno=True)["madvise"]
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc["madvise"]
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+_syscall = _libc["syscall"]
+_syscall.restype = ctypes.c_long
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +85,46 @@ def _runs(pages: list[int]) -> tuple[tuple[int, int], ...]:
         return ()
     starts, ends = [pages[0]], []
     for page, following in pairwise(pages):
-        if following - page > (GAP_PAGES + 1) * mmap.PAGESIZE:
+        if following - page > mmap.PAGESIZE:
             ends.append(page)
             starts.append(following)
     ends.append(pages[-1])
     return tuple((s, e + mmap.PAGESIZE - s) for s, e in zip(starts, ends, strict=True))
 
 
-def populate(runs: Runs) -> None:
-    """Have the pages copied and mapped now. Where Linux cannot, they come one by one as always."""
-    for advice, ranges in ((MADV_POPULATE_WRITE, runs.written), (MADV_POPULATE_READ, runs.read)):
-        for start, length in ranges:
-            if _madvise(start, length, advice) and ctypes.get_errno() == errno.EINVAL:
-                return  # Linux before 5.14
+class Populator:
+    """Has the pages of runs copied and mapped. Made in the zygote, used in its children."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._calls = [
+            (advice, (_Iovec * len(part))(*(_Iovec(*each) for each in part)), _total(part))
+            for advice, ranges in (
+                (MADV_POPULATE_WRITE, runs.written), (MADV_POPULATE_READ, runs.read)
+            )
+            for part in (ranges[i : i + IOV_MAX] for i in range(0, len(ranges), IOV_MAX))
+        ]  # fmt: skip
+
+    def __call__(self) -> None:
+        """Now, in this process. Where Linux cannot, they come one by one as always."""
+        pidfd = os.pidfd_open(os.getpid())
+        for advice, vector, total in self._calls:
+            done = _syscall(
+                NR_PROCESS_MADVISE, ctypes.c_long(pidfd), ctypes.byref(vector),
+                ctypes.c_long(len(vector)), ctypes.c_long(advice), ctypes.c_long(0),
+            )  # fmt: skip
+            # Before Linux 6.13 it takes no such advice; and it stops at a range that is unmapped.
+            if done != total and not _advise_each(advice, vector):
+                break
+        os.close(pidfd)
+
+
+def _total(ranges: tuple[tuple[int, int], ...]) -> int:
+    return sum(length for _, length in ranges)
+
+
+def _advise_each(advice: int, vector: Any) -> bool:
+    """One range per call. False where Linux does not know the advice (before 5.14)."""
+    for each in vector:
+        if _madvise(each.base, each.length, advice) and ctypes.get_errno() == errno.EINVAL:
+            return False
+    return True

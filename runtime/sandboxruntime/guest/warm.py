@@ -18,13 +18,14 @@ import site
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from sandboxruntime.guest import pages
+from sandboxruntime.guest.history import arm_history, closed_history
 from sandboxruntime.guest.hygiene import reset_process
 from sandboxruntime.guest.kernel import use_listening_descriptors
 from sandboxruntime.guest.rehearsal import FIRST, SOON, rehearse
@@ -49,6 +50,7 @@ class Prepared:
     `packages` are the top-level names of everything imported, `ours` the modules that a kernel
     must not find imported, `folders` where IPython would look for configuration beside the
     user's own: looked up here once, because a child pays for every page that it touches.
+    `code_ran`: what IPython runs before the first cell has been run, and there are no files of it.
     """
 
     app: Any
@@ -58,6 +60,7 @@ class Prepared:
     packages: frozenset[str]
     ours: tuple[str, ...]
     folders: tuple[str, ...]
+    code_ran: bool
 
 
 def prepare(preload: list[str]) -> Prepared:
@@ -74,8 +77,14 @@ def prepare(preload: list[str]) -> Prepared:
     for name in [*imported, *preload]:
         if name not in sys.modules:
             _import(name)
-    with _replaced(ZMQInteractiveShell, "init_history", _init_no_history):
-        kernel = _make_kernel(app)
+    with _replaced(ZMQInteractiveShell, "init_history", closed_history):
+        app.kernel = kernel = _make_kernel(app)
+    app.init_shell()
+    app.init_gui_pylab()
+    app.init_extensions()
+    code_ran = not _startup_files(app.config_file_paths)
+    if code_ran:  # without files it does the same for everybody
+        app.init_code()
     kernel.shell.run_cell("pass", store_history=False, silent=True)
     return Prepared(
         app,
@@ -85,7 +94,18 @@ def prepare(preload: list[str]) -> Prepared:
         frozenset(name.partition(".")[0] for name in sys.modules),
         tuple(n for n in sys.modules if n.partition(".")[0] == "sandboxruntime"),
         tuple(app.config_file_paths),
+        code_ran,
     )
+
+
+def _startup_files(folders: Iterable[str]) -> bool:
+    """Whether IPython would run files from one of these folders before the first cell."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            names = os.listdir(os.path.join(folder, "startup"))
+            if any(name.endswith((".py", ".ipy")) for name in names):
+                return True
+    return False
 
 
 def _start_plainly(app: Any, connection_file: str) -> None:
@@ -139,9 +159,12 @@ def reason_for_exec(prepared: Prepared, argv: list[str], env: dict[str, str]) ->
     return _configured(prepared.folders, env) or _shadowed(prepared.packages, env)
 
 
+def _own_folder(env: Mapping[str, str]) -> str:
+    return os.path.join(env.get("HOME", "/"), ".ipython", "profile_default")
+
+
 def _configured(folders: tuple[str, ...], env: dict[str, str]) -> str | None:
-    own = os.path.join(env.get("HOME", "/"), ".ipython", "profile_default")
-    for folder in (own, *folders):
+    for folder in (_own_folder(env), *folders):
         for name in _CONFIG_NAMES:
             for suffix in (".py", ".json"):
                 if os.path.exists(os.path.join(folder, name + suffix)):
@@ -178,13 +201,20 @@ def _initialize(prepared: Prepared, connection_file: str) -> None:
         os.makedirs(app.profile_dir.location, exist_ok=True)
         app.profile_dir.check_dirs()
     _renew_identity(app, kernel)
-    # The base class reads command line and configuration: reason_for_exec() has seen to that.
-    with (
-        _replaced(BaseIPythonApplication, "initialize", lambda *_: None),
-        _replaced(type(app), "init_pdb", lambda *_: None),
-        _replaced(type(kernel), "instance", partial(_adopt, kernel)),
-    ):
+    done = ["init_pdb", "init_shell", "init_gui_pylab", "init_extensions"]
+    if prepared.code_ran and not _startup_files([_own_folder(os.environ)]):
+        done.append("init_code")
+    with contextlib.ExitStack() as stack:
+        # The base class reads command line and configuration: reason_for_exec() saw to that.
+        stack.enter_context(_replaced(BaseIPythonApplication, "initialize", _nothing))
+        for name in done:
+            stack.enter_context(_replaced(type(app), name, _nothing))
+        stack.enter_context(_replaced(type(kernel), "instance", partial(_adopt, kernel)))
         app.initialize()
+
+
+def _nothing(*_: object) -> None:
+    """Stands in for a step that has been taken."""
 
 
 def _renew_identity(app: Any, kernel: Any) -> None:
@@ -210,8 +240,7 @@ def _adopt(kernel: Any, **traits: Any) -> Any:
     shell = kernel.shell
     for hook in (shell.displayhook, shell.display_pub):
         hook.pub_socket = traits["iopub_socket"]
-    shell.configurables.remove(shell.history_manager)
-    shell.init_history()
+    arm_history(shell)
     shell.init_environment()
     if os.environ.get("JPY_SESSION_NAME"):
         shell.user_ns["__session__"] = os.environ["JPY_SESSION_NAME"]
@@ -232,17 +261,7 @@ def _replaced(owner: type, name: str, value: object) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _init_no_history(shell: Any) -> None:
-    """In place of init_history(): its database and thread belong to the user."""
-    from IPython.core.history import HistoryManager
-
-    shell.history_manager = HistoryManager(
-        shell=shell, parent=shell, hist_file=":memory:", enabled=False
-    )
-    shell.configurables.append(shell.history_manager)
-
-
-def learn_pages(prepared: Prepared) -> pages.Runs:
+def learn_pages(prepared: Prepared) -> pages.Populator:
     """Rehearse once more, from what is prepared: the memory that a start touches.
 
     It also proves that this image's ipykernel can be started in two halves. Raises
@@ -251,7 +270,7 @@ def learn_pages(prepared: Prepared) -> pages.Runs:
     written, read = rehearse(
         partial(_initialize, prepared), prepared.app, FIRST, partial(_touched, pages.mapped())
     )
-    return pages.Runs(tuple(map(tuple, written)), tuple(map(tuple, read)))
+    return pages.Populator(pages.Runs(tuple(map(tuple, written)), tuple(map(tuple, read))))
 
 
 def _touched(inherited: list[tuple[int, int, bool]]) -> list[Any]:

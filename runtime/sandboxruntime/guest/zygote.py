@@ -14,9 +14,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 Taken = tuple[socket.socket, list[str], dict[str, str]]  # what take_over() returns
+Populate = Callable[[], None]
 
 
 class Unfit(Exception):
@@ -37,16 +39,19 @@ def main() -> None:
 
         prepared = warm.prepare(preload)
         del sys.path[0]
+        spec.prepare_decoding()
         # What an import made stays; frozen, no collection in a child touches, and so copies, it.
         gc.collect()
         gc.freeze()
-        hot = warm.learn_pages(prepared)
+        # Nor does a child drop names of methods, wherever those are, to remember others.
+        sys._clear_type_cache()
+        populate = warm.learn_pages(prepared)
         _check_fit()
     except BaseException as exc:
         ready.sendall(json.dumps({"unfit": f"{type(exc).__name__}: {exc}"}).encode())
         raise
     ready.sendall(json.dumps({"ready": len(sys.modules)}).encode())
-    taken = _serve(control, hot)
+    taken = _serve(control, populate)
     # Only kernels get here, confined and verified, with their sockets and environment.
     warm.finish(prepared, *taken)
 
@@ -57,7 +62,7 @@ def _check_fit() -> None:
         raise Unfit(f"{threads} threads run; a fork would take only one of them along")
 
 
-def _serve(control: socket.socket, hot: Any) -> Taken:
+def _serve(control: socket.socket, populate: Populate) -> Taken:
     """Fork a child for every request until the launcher closes the socket. Returns in children."""
     from sandboxruntime import syscalls
     from sandboxruntime.channel import close_fds, recv_message
@@ -80,12 +85,12 @@ def _serve(control: socket.socket, hot: Any) -> Taken:
         if pid == 0:
             control.close()
             close_fds(into)
-            return _become_container(start, task_fds, hot)
+            return _become_container(start, task_fds, populate)
         start.close()
         close_fds([fd for fd in (*fds[1:], pidfd) if fd >= 0])
 
 
-def _become_container(start: socket.socket, task_fds: list[int], hot: Any) -> Taken:
+def _become_container(start: socket.socket, task_fds: list[int], populate: Populate) -> Taken:
     """Pid 1 of a new container, and its child, which becomes the kernel and returns.
 
     Both wait for the launcher's orders, which come once for each, and confine themselves side by
@@ -109,7 +114,7 @@ def _become_container(start: socket.socket, task_fds: list[int], hot: Any) -> Ta
         child = os.fork()
         if child == 0:
             ours.close()
-            return _become_kernel(start, kernels_end, hot)
+            return _become_kernel(start, kernels_end, populate)
         kernels_end.close()
         attach_fd = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # any directory does
         start.send(BORN)
@@ -137,15 +142,14 @@ def _remaining(steps: dict[Any, Any]) -> dict[Any, Any]:
     return {step: function for step, function in steps.items() if step not in taken}
 
 
-def _become_kernel(start: socket.socket, pid_1: socket.socket, hot: Any) -> Taken:
+def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populate) -> Taken:
     """The kernel's process: confined by the same steps, in what pid 1 has made."""
     from sandboxruntime import init
-    from sandboxruntime.guest import pages
     from sandboxruntime.handover import take_over
     from sandboxruntime.steps import Step
 
     try:
-        pages.populate(hot)
+        populate()
         context = _receive_orders(start, -1)
         os.close(context.exit_fd)  # pid 1's alone
         context.exit_fd = -1
@@ -159,10 +163,14 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, hot: Any) -> Take
         if os.getcwd() != "/":
             raise OSError(f"working directory is {os.getcwd()}, not the new root")
 
+    # What needs no root file system is done while pid 1 makes that.
+    early = (
+        Step.SESSION, Step.RLIMITS, Step.CREDENTIALS, Step.CAPABILITIES, Step.NO_NEW_PRIVS
+    )  # fmt: skip
     steps = {
-        Step.SESSION: init.CREATE_STEPS[Step.SESSION],
+        **{step: init.JOIN_STEPS[step] for step in early},
         Step.PIVOT: await_root,
-        **init.JOIN_STEPS,
+        **{step: function for step, function in init.JOIN_STEPS.items() if step not in early},
     }
     init.confine(context, steps)
     return take_over(context.handover_fd, -1, context.status_fd)
