@@ -172,7 +172,10 @@ class SandboxPeer(ManagedPeer):
             return
         deadline, before, since = time.monotonic() + PREPARE_S, -1, time.monotonic()
         while time.monotonic() < deadline:
-            found = [z for z in self._client.zygotes().zygotes if z.domain == self._profile]
+            answer = self._client.zygotes()
+            # One that is being made is listed, too, and serves nobody yet.
+            made = self._profile not in answer.starting
+            found = [z for z in answer.zygotes if made and z.domain == self._profile]
             waiting = len(found[0].spares) if found else -1
             if found and self._path == "warm":
                 return
