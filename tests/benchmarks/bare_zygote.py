@@ -47,7 +47,8 @@ def main() -> None:
             watch.close()
             control.close()
             pages.populate(hot)
-            _become_kernel(warm, prepared, handover, request.decode(), list(fds), program)
+            argv = [sys.executable, program, request.decode(), str(FIRST_FD)]
+            _become_kernel(warm.finish, prepared, handover, argv, list(fds))
         handover.close()
         for fd in fds:
             os.close(fd)
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def _become_kernel(
-    warm: Any, prepared: Any, handover: socket.socket, path: str, fds: list[int], program: str
+    finish: Any, prepared: Any, handover: socket.socket, argv: list[str], fds: list[int]
 ) -> None:
     try:
         os.setsid()
@@ -66,8 +67,7 @@ def _become_kernel(
         for number, fd in enumerate(fds, FIRST_FD):
             os.dup2(fd, number)
             os.close(fd)
-        argv = [sys.executable, program, path, str(FIRST_FD)]
-        warm.finish(prepared, handover, argv, dict(prepared.environment))
+        finish(prepared, handover, argv, dict(prepared.environment))
     finally:
         os._exit(0)
 

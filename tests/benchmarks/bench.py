@@ -146,9 +146,7 @@ def attempt(peer: str, series: Sequence[Series], sample: Callable[[], Sequence[f
         one.add(peer, value)
 
 
-def in_blocks(
-    title: str, blocks: int, peers: Sequence[P], measure: Callable[[P], None]
-) -> None:
+def in_blocks(title: str, blocks: int, peers: Sequence[P], measure: Callable[[P], None]) -> None:
     """Interleaved blocks: each does every peer once, in an order that alternates."""
     began = time.monotonic()
     for block in range(blocks):

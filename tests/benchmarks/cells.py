@@ -142,7 +142,7 @@ for _ in range(int(10 * {share})):
 taken = [time.perf_counter() - began]
 """
 
-# Formatted with `share`, the part of about a second that each takes.
+# Formatted with `share`: at 4, each takes about a second on a processor of 2024.
 PROCESSOR = {
     "nbody": _NBODY,
     "json": _JSON,

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sandboxkernel.models import Image
 from tests.benchmarks import facts
 from tests.benchmarks.bench import CONFIG, SCRATCH, Bench, Size, say, talking_to
 from tests.benchmarks.groups import GROUPS, Group
@@ -55,19 +56,43 @@ def parse(argv: list[str]) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [group.name for group in GROUPS]
-    parser.add_argument("--only", nargs="+", metavar="GROUP", choices=names, action="extend",
-                        help="measure these groups instead of the usual ones")
-    parser.add_argument("--blocks", type=int, metavar="N",
-                        help="blocks of the groups that start kernels one by one; default: "
-                        "each group's own number")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write samples and facts, for tests.benchmarks.report")
-    parser.add_argument("--quick", action="store_true",
-                        help="small numbers: to see that it works, not to believe the figures")
-    parser.add_argument("--wait-quiet", type=float, default=180.0, metavar="SECONDS",
-                        help="how long to wait for a quiet machine before giving up (180)")
-    parser.add_argument("--even-if-busy", action="store_true",
-                        help="measure a busy machine; the report says so and gives no verdict")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="GROUP",
+        choices=names,
+        action="extend",
+        help="measure these groups instead of the usual ones",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help="blocks of the groups that start kernels one by one; default: each group's own number",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write samples and facts, for tests.benchmarks.report",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small numbers: to see that it works, not to believe the figures",
+    )
+    parser.add_argument(
+        "--wait-quiet",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="how long to wait for a quiet machine before giving up (180)",
+    )
+    parser.add_argument(
+        "--even-if-busy",
+        action="store_true",
+        help="measure a busy machine; the report says so and gives no verdict",
+    )
     given = parser.parse_args(argv)  # fmt: skip
     if given.blocks is not None and given.blocks < 1:
         parser.error("--blocks is not 1 or more")
@@ -110,7 +135,8 @@ def _wait_until_quiet(wait_s: float) -> str:
 
 def _measure(options: Options, daemon: RunningDaemon, results: Results, busy: str) -> None:
     client = daemon.client()
-    image = list(client.prepare_image("host"))[-1]
+    *_, image = client.prepare_image("host")
+    assert isinstance(image, Image)
     scratch = SCRATCH / image.digest.split(":")[1][:12]
     scratch.mkdir(parents=True, exist_ok=True)
     disturbed: dict[str, str] = {"begin": busy} if busy else {}

@@ -30,7 +30,7 @@ class RawClient:
     """DEALER on shell and SUB on iopub, nothing else. Receives without a high-water mark."""
 
     def __init__(self, info: dict[str, Any]) -> None:
-        self._session = Session(key=info["key"], signature_scheme=info["signature_scheme"])
+        self._session: Any = Session(key=info["key"], signature_scheme=info["signature_scheme"])
         self._context: Any = zmq.Context()
         self.shell = self._socket(zmq.DEALER)
         self.shell.setsockopt(zmq.IDENTITY, self._session.bsession)
@@ -103,7 +103,7 @@ class RawClient:
         frames = self.iopub.recv_multipart()
         _, rest = self._session.feed_identities(frames)
         # signature, header, parent header, metadata, content (messaging.rst, The Wire Protocol)
-        if output is not None and b'"stream"' in rest[1]:
+        if output is not None and b'"stream"' in bytes(rest[1]):
             output.messages += 1
             output.size_bytes += len(rest[4])
             return True, False

@@ -37,6 +37,7 @@ def bare_zygote(runtime: Path, scratch: Path) -> Iterator[socket.socket]:
         [sys.executable, str(PROGRAM), str(runtime), str(its.fileno())],
         pass_fds=[its.fileno()],
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # ipykernel's advice on how to connect
         env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"},
         cwd="/",
     )

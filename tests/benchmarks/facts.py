@@ -51,7 +51,9 @@ class CpuTimes:
     def now(cls) -> CpuTimes:
         """Read them. Guests' time is part of user and nice and is not added again."""
         with open("/proc/stat", encoding="ascii") as stream:
-            fields = [int(text) / os.sysconf("SC_CLK_TCK") for text in stream.readline().split()[1:9]]
+            fields = [
+                int(text) / os.sysconf("SC_CLK_TCK") for text in stream.readline().split()[1:9]
+            ]
         user, nice, system, idle, iowait, irq, softirq, steal = fields
         busy = user + nice + system + irq + softirq
         return cls(busy, steal, busy + idle + iowait + steal)

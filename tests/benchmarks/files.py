@@ -68,7 +68,7 @@ def measure_files(bench: Bench) -> None:
 
 def measure_cells(bench: Bench) -> None:
     """Five pure Python programs of about a second each, in both kernels by turns."""
-    share = 0.2 if bench.size.quick else 1.0
+    share = 0.2 if bench.size.quick else 4.0
     peers: list[ManagedPeer] = [bench.ours("warm"), bench.plain()]
     bench.warm_up(peers)
     with contextlib.ExitStack() as stack:
