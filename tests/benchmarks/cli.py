@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from tests.support import RunningDaemon, remove_cgroups, running_daemon, warm_up
 
 __all__ = ["main"]
 
-EXIT_BUSY = 2
+EXIT_BUSY, EXIT_TERMINATED = 2, 128 + signal.SIGTERM
 QUICK_BLOCKS = 3
 
 
@@ -107,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     if os.geteuid() != 0:
         say("benchmarks need root, as the daemon does")
         return 1
+    # Kernels, daemons and mounts are taken down on the way out; a signal's default would skip it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     precompile()
     reason = _wait_until_quiet(options.wait_s)
     if reason and not options.even_if_busy:

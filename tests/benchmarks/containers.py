@@ -21,7 +21,15 @@ from typing import Any
 
 from tests.benchmarks.peers import Peer
 
-__all__ = ["BwrapPeer", "DockerPeer", "RuncPeer", "RunscPeer", "dockerd", "merged_rootfs"]
+__all__ = [
+    "BwrapPeer",
+    "DockerPeer",
+    "RuncPeer",
+    "RunscPeer",
+    "dockerd",
+    "merged_rootfs",
+    "runsc_platform",
+]
 
 PORTS = ("shell", "iopub", "stdin", "control", "hb")
 MEMORY_BYTES, PIDS, CPUS = 2 << 30, 512, 2  # as the default profile of ours
@@ -198,6 +206,15 @@ class RunscPeer(RuncPeer):
             "runsc", f"--root={state}", f"--platform={platform}", "--network=none",
             "--host-uds=create", "--ignore-cgroups",
         )  # fmt: skip
+
+
+def runsc_platform() -> str:
+    """The platform that needs nothing of the host: systrap where this runsc has it, else ptrace.
+
+    kvm would need an unnested /dev/kvm: where virtualisation is nested it may hang.
+    """
+    flags = subprocess.run(["runsc", "flags"], capture_output=True, text=True, check=False)
+    return "systrap" if "systrap" in flags.stdout + flags.stderr else "ptrace"
 
 
 def merged_rootfs(layers: tuple[Path, ...], target: Path) -> Path:

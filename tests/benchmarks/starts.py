@@ -21,6 +21,7 @@ from tests.benchmarks.containers import (
     RuncPeer,
     RunscPeer,
     dockerd,
+    runsc_platform,
 )
 from tests.benchmarks.control import BarePeer, bare_zygote
 from tests.benchmarks.peers import ManagedPeer, Peer
@@ -170,7 +171,7 @@ def _others(
     if shutil.which("runc"):
         found.append(RuncPeer(python, rootfs))
     if shutil.which("runc") and shutil.which("runsc"):
-        platform = "kvm" if Path("/dev/kvm").exists() else "ptrace"
+        platform = runsc_platform()
         found.append(RunscPeer(python, rootfs, state=state, platform=platform))
         notes.append(f"runsc runs on its platform {platform}, without control groups")
     if shutil.which("dockerd"):
