@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench, attempt, say
@@ -24,7 +23,6 @@ BUDGET_MIB = 24 * 1024
 # Below this Linux would soon end something, and it may be what measures.
 AVAILABLE_MIN_MIB = 512
 FAILURES_MAX = 5  # in a row: it will not go any further
-STOPPERS = 4
 
 
 def measure_scale(bench: Bench) -> None:
@@ -47,8 +45,8 @@ def measure_scale(bench: Bench) -> None:
                 _measure_idle(bench, stage)
         _measure_alive(bench, alive, before)
     finally:
-        with ThreadPoolExecutor(STOPPERS) as pool:
-            list(pool.map(_stop, alive))
+        for peer in alive:
+            _stop(peer)
 
 
 def _grow(bench: Bench, alive: list[SandboxPeer], count: int) -> bool:
