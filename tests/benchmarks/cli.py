@@ -44,8 +44,7 @@ class Options:
     even_if_busy: bool
 
 
-def parse(argv: list[str]) -> Options:
-    """Parse the command line; exits with 2 when it is wrong."""
+def _parser() -> argparse.ArgumentParser:
     shown = "\n".join(
         f"  {g.name:11}{'' if g.usual else '(only when named) '}{g.summary}" for g in GROUPS
     )
@@ -94,6 +93,12 @@ def parse(argv: list[str]) -> Options:
         action="store_true",
         help="measure a busy machine; the report says so and gives no verdict",
     )
+    return parser
+
+
+def parse(argv: list[str]) -> Options:
+    """Parse the command line; exits with 2 when it is wrong."""
+    parser = _parser()
     given = parser.parse_args(argv)  # fmt: skip
     if given.blocks is not None and given.blocks < 1:
         parser.error("--blocks is not 1 or more")

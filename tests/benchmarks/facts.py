@@ -19,7 +19,7 @@ __all__ = ["CpuTimes", "collect", "others_busy", "why_busy", "zygotes"]
 
 LOAD_MAX, PRESSURE_MAX, STEAL_MAX = 0.5, 5.0, 1.0  # processes; percent of 10 s; percent
 OTHERS_MAX = 5.0  # percent of one core that others may take while we do nothing
-LOOK_S = 1.0
+LOOK_S, SETTLE_S = 1.0, 20.0
 PACKAGES = (
     "ipykernel", "ipython", "jupyter_client", "jupyter_server", "matplotlib", "numpy", "pandas",
     "pyzmq", "tornado",
@@ -93,7 +93,18 @@ def why_busy() -> str:
 
 
 def others_busy() -> str:
-    """As why_busy(), in the middle of a run: our own load is still in the averages."""
+    """As why_busy(), in the middle of a run: our own load is still in the averages.
+
+    Waits up to SETTLE_S for what the group before has left to be done, such as new spares.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while reason := _others_now():
+        if time.monotonic() > deadline:
+            return reason
+    return ""
+
+
+def _others_now() -> str:
     before = CpuTimes.now()
     time.sleep(LOOK_S)
     taken = CpuTimes.now().since(before)
