@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandboxkernel.models import ExitInfo, IoLimit, Kernel, Limits
-from tests.benchmarks.starts import RawClient
+from tests.benchmarks.client import RawClient
 from tests.support import RunningDaemon, python_inside, sandbox, wait_until
 
 MIB = 1 << 20

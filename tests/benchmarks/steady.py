@@ -1,0 +1,86 @@
+"""Groups `cell` and `output`: a kernel that runs; round trips, messages, a gigabyte of stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from tests.benchmarks.bench import Bench, attempt, connected, in_blocks
+from tests.benchmarks.client import Output, RawClient, milliseconds_since
+from tests.benchmarks.peers import ManagedPeer
+
+__all__ = ["measure_output", "measure_round_trips"]
+
+BATCH, BATCHES, BATCHES_QUICK = 50, 100, 4
+WARM_UP = 50
+LINES, LINES_QUICK = 20_000, 2_000
+CHUNK_BYTES = 1_000_000
+STDOUT_MB, STDOUT_MB_QUICK = 1000, 100
+OUTPUT_TIMEOUT_MS = 120_000
+
+
+def measure_round_trips(bench: Bench) -> None:
+    """Round trips of a small cell on resident kernels, in alternating batches."""
+    series = bench.series("cell", "Cell round trip", "ms")
+    peers: list[ManagedPeer] = [bench.ours("warm"), bench.plain()]
+    bench.warm_up(peers)
+    with contextlib.ExitStack() as stack:
+        clients = {peer.name: stack.enter_context(connected(peer)) for peer in peers}
+        for client in clients.values():
+            for _ in range(WARM_UP):
+                client.run_cell()
+
+        def sample(name: str) -> None:
+            for _ in range(BATCH):
+                attempt(name, [series], lambda: [_round_trip(clients[name])])
+
+        in_blocks("round trips", bench.size.of(BATCHES, BATCHES_QUICK), list(clients), sample)
+
+
+def _round_trip(client: RawClient) -> float:
+    began = time.perf_counter()
+    client.run_cell()
+    return milliseconds_since(began)
+
+
+def measure_output(bench: Bench) -> None:
+    """Messages a second of a cell that flushes every line, and MB a second of plain writing.
+
+    What does not arrive is a failure: the client receives without a limit.
+    """
+    lines = bench.size.of(LINES, LINES_QUICK)
+    size_mb = bench.size.of(STDOUT_MB, STDOUT_MB_QUICK)
+    iopub = bench.series("iopub", f"{lines} lines, each flushed", "messages/s")
+    stdout = bench.series("stdout", f"{size_mb} MB of stdout", "MB/s")
+    peers: list[ManagedPeer] = [bench.ours("warm"), bench.plain()]
+    bench.warm_up(peers)
+    print_lines = f"for i in range({lines}): print(i, flush=True)"
+    chunks = size_mb * 1_000_000 // CHUNK_BYTES
+    write = f"import sys; chunk = 'x' * {CHUNK_BYTES}\nfor i in range({chunks}): sys.stdout.write(chunk)"
+    with contextlib.ExitStack() as stack:
+        clients = {peer.name: stack.enter_context(connected(peer)) for peer in peers}
+
+        def sample(name: str) -> None:
+            client = clients[name]
+            attempt(name, [iopub], lambda: [_rate_of_lines(client, print_lines, lines)])
+            attempt(name, [stdout], lambda: [_rate_of_bytes(client, write, size_mb)])
+
+        in_blocks("output", bench.size.blocks, list(clients), sample)
+
+
+def _rate_of_lines(client: RawClient, code: str, lines: int) -> float:
+    output, began = Output(), time.perf_counter()
+    client.evaluate(code, output=output, timeout_ms=OUTPUT_TIMEOUT_MS)
+    taken = time.perf_counter() - began
+    if output.messages < lines * 0.9:  # two flushes that meet make one message
+        raise RuntimeError(f"{output.messages} messages of {lines} lines arrived")
+    return output.messages / taken
+
+
+def _rate_of_bytes(client: RawClient, code: str, size_mb: int) -> float:
+    output, began = Output(), time.perf_counter()
+    client.evaluate(code, output=output, timeout_ms=OUTPUT_TIMEOUT_MS)
+    taken = time.perf_counter() - began
+    if output.size_bytes < size_mb * 1_000_000:
+        raise RuntimeError(f"{output.size_bytes / 1e6:.0f} MB of {size_mb} MB arrived")
+    return size_mb / taken
