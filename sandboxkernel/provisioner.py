@@ -12,6 +12,7 @@ import asyncio
 import functools
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from sandboxkernel.models import ExitInfo, IoLimit, Kernel, KernelCreate, Kernel
 __all__ = ["SandboxProvisioner"]
 
 POLL_S = 0.02  # wait() looks this often when the event loop cannot watch a descriptor
+TOLD_S, TOLD_POLL_S = 1.0, 0.001  # the end of a kernel that has been killed is here at once
 
 
 def _size(text: str) -> Any:
@@ -258,8 +260,20 @@ class SandboxProvisioner(KernelProvisionerBase):
             return
         try:
             await self._call("kill", self._kernel.id)
+            await self._told()
         except (KernelNotFound, KernelNotRunning, DaemonUnavailable) as exc:
             self.log.debug("kernel %s not killed: %s", self.kernel_id, exc)
+
+    async def _told(self) -> None:
+        """Let the end, which the daemon has seen, come in here, too.
+
+        A manager that finds it running at its first look takes the next one 100 ms later.
+        """
+        deadline = time.monotonic() + TOLD_S
+        while self._watch is not None and await self.poll() is None:
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(TOLD_POLL_S)
 
     async def terminate(self, restart: bool = False) -> None:
         """SIGTERM for the kernel's process group."""

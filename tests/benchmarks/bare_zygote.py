@@ -26,14 +26,14 @@ def main() -> None:
     """Prepare, say so, fork for every request; ends when the control is closed."""
     runtime, control_fd = sys.argv[1:]
     sys.path[0] = runtime
-    from sandboxruntime.guest import pages, warm
+    from sandboxruntime.guest import warm
 
     control = socket.socket(fileno=int(control_fd))
     gc.disable()
     prepared = warm.prepare([])
     gc.collect()
     gc.freeze()
-    hot = warm.learn_pages(prepared)
+    populate = warm.learn_pages(prepared)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the children
     control.send(json.dumps({"ready": os.getpid()}).encode())
     program = str(Path(runtime) / "sandboxruntime" / "guest" / "kernel.py")
@@ -46,7 +46,7 @@ def main() -> None:
         if pid == 0:
             watch.close()
             control.close()
-            pages.populate(hot)
+            populate()
             argv = [sys.executable, program, request.decode(), str(FIRST_FD)]
             _become_kernel(warm.finish, prepared, handover, argv, list(fds))
         handover.close()

@@ -16,6 +16,7 @@ from sandboxkernel.images.store import ImageStore
 from sandboxkernel.models import Image
 from tests.benchmarks.client import RawClient
 from tests.benchmarks.containers import merged_rootfs
+from tests.benchmarks.direct import DirectSandboxPeer, ProcessPeer
 from tests.benchmarks.peers import LocalPeer, Peer, SandboxPeer
 from tests.benchmarks.results import Results, Series
 from tests.support import RunningDaemon
@@ -93,6 +94,17 @@ class Bench:
         return SandboxPeer(
             self.work, self.client, path, profile=profile, run_dir=self.daemon.run_dir
         )
+
+    def direct(self, path: str = "warm") -> DirectSandboxPeer:
+        """The same without jupyter_client's manager."""
+        profile = "default" if path == "spare" else path
+        return DirectSandboxPeer(
+            self.work, self.client, path, profile=profile, run_dir=self.daemon.run_dir
+        )
+
+    def process(self) -> ProcessPeer:
+        """A plain kernel without jupyter_client's manager."""
+        return ProcessPeer(self.work)
 
     def plain(self) -> LocalPeer:
         """A kernel as jupyter_client starts it by itself."""

@@ -84,11 +84,14 @@ def start_stop_and_look(peer: ManagedPeer) -> list[float]:
 def measure_starts(bench: Bench) -> None:
     """Ours on each path, the plain kernel, and a zygote without a sandbox."""
     start = bench.series("start", "First reply", "ms")
+    through = bench.series("managed", "First reply through jupyter_client's KernelManager", "ms")
     stop = bench.series("stop", "Shutdown returns", "ms")
     gone = bench.series("gone", "From then until nothing is left", "ms")
     managed: list[ManagedPeer] = [*map(bench.ours, ("spare", "warm", "cold")), bench.plain()]
     with contextlib.ExitStack() as stack:
-        peers: list[Peer] = [*managed]
+        peers: list[Peer] = [
+            *managed, *map(bench.direct, ("spare", "warm", "cold")), bench.process()
+        ]  # fmt: skip
         try:
             control = stack.enter_context(bare_zygote(RUNTIME, bench.scratch))
             peers.append(BarePeer(control))
@@ -97,8 +100,8 @@ def measure_starts(bench: Bench) -> None:
         bench.warm_up(peers)
 
         def sample(peer: Peer) -> None:
-            if isinstance(peer, ManagedPeer):
-                attempt(peer.name, [start, stop, gone], lambda: start_stop_and_look(peer))
+            if isinstance(peer, ManagedPeer) and peer in managed:
+                attempt(peer.name, [through, stop, gone], lambda: start_stop_and_look(peer))
             else:
                 attempt(peer.name, [start], lambda: start_and_stop(peer)[:1])
 
@@ -151,7 +154,7 @@ def measure_peers(bench: Bench) -> None:
     with contextlib.ExitStack() as stack:
         state = Path(tempfile.mkdtemp(prefix="sk-runsc-", dir="/run"))
         stack.callback(shutil.rmtree, state, ignore_errors=True)
-        peers: list[Peer] = [bench.ours("spare"), bench.ours("warm"), bench.plain()]
+        peers: list[Peer] = [bench.direct("spare"), bench.direct("warm"), bench.process()]
         peers += _others(bench, series.notes, stack, state)
         bench.warm_up(peers)
 

@@ -34,6 +34,7 @@ __all__ = [
 
 _MODE = 0o755
 _ATTEMPTS = 5  # another process may remove an empty parent between two of our calls
+_GONE_S, _DYING_S = 0.001, 0.1  # until the next look at processes that were killed
 _STEP_S = 0.005  # where v1 offers no event to wait for
 _GONE = (errno.ENOENT, errno.ENODEV)  # ENODEV: the file was open when the cgroup went
 
@@ -218,6 +219,7 @@ def _signal_and_wait(found: Sequence[int], directories: Iterable[str], deadline:
         # still listed now is the process behind the descriptor, or one just as much inside.
         still_inside = set(pids(tops))
         poller = select.poll()
+        wait_s = _GONE_S  # all of them are about to leave
         for pid, pidfd in pidfds:
             if pid not in still_inside:
                 continue
@@ -226,7 +228,8 @@ def _signal_and_wait(found: Sequence[int], directories: Iterable[str], deadline:
             except ProcessLookupError:
                 continue
             poller.register(pidfd, select.POLLIN)
-        poller.poll(max(0.0, min(deadline - time.monotonic(), 0.1)) * 1000)
+            wait_s = _DYING_S
+        poller.poll(max(0.0, min(deadline - time.monotonic(), wait_s)) * 1000)
     finally:
         for _pid, pidfd in pidfds:
             os.close(pidfd)
