@@ -40,6 +40,7 @@ __all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit
 
 STATUS_TOTAL_MAX = 65536  # bytes
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
+FORK_DEADLINE_S = 4.0  # a child of a zygote's that takes longer: a cold start is sooner there
 
 
 @dataclass(slots=True)
@@ -182,7 +183,9 @@ def create(
             pid, pidfd = _order(source, birth, context, timer, undo)
         status.close_write()
         ending.close_write()
-        timings = _await_status(status.read)
+        timings = _await_status(
+            status.read, SETUP_DEADLINE_S if source is None else FORK_DEADLINE_S
+        )
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
         return Container(
@@ -306,7 +309,7 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
         status.close_write()
         ending.close_write()
         try:
-            _await_status(status.read)
+            _await_status(status.read, SETUP_DEADLINE_S)
         except BaseException:
             end(pidfd)
             raise
@@ -346,18 +349,18 @@ def _wait_for_joined(context: Context, child: int) -> NoReturn:
         os._exit(0)
 
 
-def _await_status(status_fd: int) -> dict[str, float]:
+def _await_status(status_fd: int, limit_s: float) -> dict[str, float]:
     """Wait for the word of all who hold the pipe: timings, or a failure raised as SetupError.
 
     They may be children of a zygote, so nothing that comes here is trusted to make sense.
     """
-    deadline = time.monotonic() + SETUP_DEADLINE_S
+    deadline = time.monotonic() + limit_s
     data = b""
     poll = select.poll()  # select(2) knows no descriptor above 1023
     poll.register(status_fd, select.POLLIN)
     while len(data) < STATUS_TOTAL_MAX:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _setup_error(Step.CLONE, 110, f"no answer within {SETUP_DEADLINE_S:g} s")
+            raise _setup_error(Step.CLONE, 110, f"no answer within {limit_s:g} s")
         chunk = os.read(status_fd, 65536)
         if not chunk:
             break

@@ -26,6 +26,7 @@ from sandboxkernel.daemon.ids import RANGE_SIZE, IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import LeaseJournal
+from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.routes import handlers
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.server import NotFoundHandler, bind_api_socket, make_server
@@ -66,6 +67,13 @@ class SandboxKernelDaemon(Application):
     max_kernels = Integer(1000, min=1, help="Sandboxes at once on this host.").tag(config=True)
     max_zygotes = Integer(
         8, min=0, help="Prepared processes to fork kernels from; 0: every start is a cold one."
+    ).tag(config=True)
+    memory_reserve = Float(
+        0.15,
+        min=0.0,
+        max=1.0,
+        help="Share of the host's memory that must be available for anything to be made ahead; "
+        "below half of it, zygotes are ended.",
     ).tag(config=True)
     id_range_base = Integer(
         0x70000000, min=2 * RANGE_SIZE, help="First host id of the users' id ranges."
@@ -202,6 +210,7 @@ class SandboxKernelDaemon(Application):
             first_uid=self.id_range_base - RANGE_SIZE,
             guest_source=_guest_source("zygote.py"),
             maximum=self.max_zygotes,
+            reserve=Reserve(self.memory_reserve),
         )
         kernels = Kernels(
             policy=policy,

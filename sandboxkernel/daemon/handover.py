@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -41,6 +42,11 @@ class Peer:
             # Linux before 6.9. The pidfd says whether the pid is still the one we mean.
             signal.pidfd_send_signal(self.pidfd, 0)
             os.killpg(self.pid, signum)
+
+    def kill(self) -> None:
+        """SIGKILL for this process alone. One that has ended is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Close the pidfd."""

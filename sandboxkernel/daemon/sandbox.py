@@ -130,15 +130,19 @@ class Sandbox:
     async def _launch_warm_or_cold(self) -> None:
         """From a zygote where there is one; whatever is wrong with it, a cold start mends."""
         claim = self.zygotes.claim(self.zygote_key, spares=self.spares)
-        if claim is not None:
+        if claim is None:
+            reason = self.zygotes.why_none(self.zygote_key)
+        else:
             self._claim = claim
             try:
                 await self._launch(claim)
                 return
             except SandboxError as exc:
+                reason = f"the fork failed: {exc}"
                 self.zygotes.blame(claim.zygote_id, exc)
                 await self._delete_container()
         await self._launch(None)
+        self.cold_reason = reason if self.request.argv is None else ""
 
     async def _launch(self, claim: Claim | None) -> None:
         spec = plan_spec(self.request, self.ground)
@@ -179,9 +183,11 @@ class Sandbox:
                 self.sockets.descriptors() if self.sockets else [],
             )
             self._process = _Process(peer, cgroup, facts, spec)
+            self.cold_reason = result.executed
             if result.executed:
                 self.start_path = "cold"
-            self.cold_reason = result.executed
+            elif claim is not None and reply["path"] == "cold":
+                self.cold_reason = "its zygote had just ended"
         except ContainerError as exc:
             raise convert(exc) from exc
         finally:

@@ -13,21 +13,20 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
+from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.errors import SandboxError
 from sandboxruntime.cgroup import Limits
 from sandboxruntime.spec import to_json
 
-__all__ = ["Spare", "SparePool", "available_share"]
+__all__ = ["Spare", "SparePool"]
 
 log = logging.getLogger(__name__)
 
 QUIET_S = 0.25  # nothing has been started for so long: now is the time to make one
 DEMAND_S = 60.0  # as many are kept ready as were claimed in this time, within bounds
-MEMORY_SHARE_MIN = 0.15  # of the host's memory must be free for more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,7 @@ class SparePool:
     journal: LeaseJournal
     cgroup_parent: str
     most: int
+    reserve: Reserve
     _waiting: deque[Spare] = field(default_factory=deque)
     _claims: deque[float] = field(default_factory=deque)
     _busy_until: float = 0.0
@@ -79,7 +79,7 @@ class SparePool:
 
     def wanted(self) -> int:
         """How many should wait now."""
-        if available_share() < MEMORY_SHARE_MIN:
+        if self.reserve.is_short():
             return 0
         while self._claims and time.monotonic() - self._claims[0] > DEMAND_S:
             self._claims.popleft()
@@ -134,10 +134,3 @@ class SparePool:
     async def _end(self, spare: Spare) -> None:
         await self.runtime.launcher.request("unpark", spare=spare.id)
         self.journal.forget(spare.id)
-
-
-def available_share() -> float:
-    """MemAvailable of MemTotal (proc_meminfo(5))."""
-    text = Path("/proc/meminfo").read_text()
-    facts = dict(line.split(":", 1) for line in text.splitlines())
-    return int(facts["MemAvailable"].split()[0]) / int(facts["MemTotal"].split()[0])

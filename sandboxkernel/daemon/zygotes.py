@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import sandboxruntime
-from sandboxkernel.daemon.handover import HandOver
+from sandboxkernel.daemon.handover import HandOver, Peer
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import (
@@ -32,6 +32,7 @@ from sandboxkernel.daemon.plan import (
     plan_zygote_spec,
 )
 from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.spares import Spare, SparePool
 from sandboxkernel.errors import KernelNotFound, KernelStartFailed, SandboxError
@@ -55,6 +56,8 @@ SETTLE_S = 0.5  # a zygote waits so long, so that the kernel that asked for it i
 RETRY_S = 60.0  # after a zygote that turned out unfit
 FORKS_MAX = 2000  # then a fresh one: its children share hash seed and address layout
 AGE_MAX_S = 6 * 3600.0
+WATCH_S = 5.0  # how often memory is looked at while there are zygotes
+GROWTH_MAX = 64 * 1024 * 1024  # bytes on top of what it had when it was ready
 INSIDE_ID = 1000
 
 
@@ -91,8 +94,10 @@ class _Zygote:
     spares: SparePool
     log: LogBuffer = field(default_factory=LogBuffer)
     ready: socket.socket | None = None
+    process: Peer | None = None
     born: float = field(default_factory=time.monotonic)
     forks: int = 0
+    memory_when_ready: int = 0
     retired: bool = False
 
 
@@ -110,6 +115,7 @@ class Zygotes:
         first_uid: int,
         guest_source: str,
         maximum: int,
+        reserve: Reserve,
     ) -> None:
         self._runtime = runtime
         self._layers = layers
@@ -121,10 +127,13 @@ class Zygotes:
         self._uids = itertools.cycle(range(first_uid + 1, first_uid + 60000))
         self._guest_source = guest_source
         self._maximum = maximum
+        self._reserve = reserve
+        self._watching: asyncio.Task[None] | None = None
         self._current: dict[Key, _Zygote] = {}
         self._all: dict[str, _Zygote] = {}
         self._starting: dict[Key, asyncio.Task[None]] = {}
         self._not_before: dict[Key, float] = {}
+        self._reasons: dict[Key, str] = {}
 
     def claim(self, key: Key | None, *, spares: bool) -> Claim | None:
         """The zygote to fork from, with a spare if wanted and there; None: start cold."""
@@ -135,6 +144,16 @@ class Zygotes:
         # Most recently used last: the first is the one to give up when there are too many.
         self._current[zygote.key] = self._current.pop(zygote.key)
         return Claim(zygote.lease.id, zygote.spares.claim() if spares else None)
+
+    def why_none(self, key: Key | None) -> str:
+        """Why claim() returns None, for people who wonder why a start took long."""
+        if key is None:
+            return "the profile has zygotes off"
+        if self._maximum < 1:
+            return "max_zygotes is 0"
+        return self._reasons.get(key) or (
+            "memory of the host is short" if self._reserve.is_short() else "no zygote is ready yet"
+        )
 
     def give_back(self, claim: Claim) -> None:
         """The kernel of a claim has ended, and its container is deleted."""
@@ -150,6 +169,8 @@ class Zygotes:
             current.forks >= FORKS_MAX or time.monotonic() - current.born > AGE_MAX_S
         )
         if (current is not None and not worn) or time.monotonic() < self._not_before.get(key, 0):
+            return
+        if self._reserve.is_short():
             return
         task = asyncio.create_task(self._start(key, image, profile))
         self._starting[key] = task
@@ -206,9 +227,10 @@ class Zygotes:
 
     async def close(self) -> None:
         """End all of them: the daemon stops."""
-        for task in list(self._starting.values()):
+        tasks = [*self._starting.values(), *([self._watching] if self._watching else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(self._release(z) for z in list(self._all.values())))
 
     async def _start(self, key: Key, image: StoredImage, profile: Profile) -> None:
@@ -230,6 +252,7 @@ class Zygotes:
             journal=self._journal,
             cgroup_parent=self._cgroup_parent,
             most=0 if profile.limits.io else profile.spares,
+            reserve=self._reserve,
         )
         zygote = _Zygote(key, lease, next(self._uids), spares)
         self._journal.write(lease)
@@ -239,6 +262,7 @@ class Zygotes:
         except (SandboxError, OSError) as exc:
             log.warning("no zygote for %s: %s", key.domain, exc)
             self._not_before[key] = time.monotonic() + RETRY_S
+            self._reasons[key] = f"no zygote: {exc}"
             await self._release(zygote)
         except BaseException:
             await asyncio.shield(self._release(zygote))
@@ -249,6 +273,10 @@ class Zygotes:
     async def _put_in_service(self, zygote: _Zygote) -> None:
         former = self._current.pop(zygote.key, None)
         self._current[zygote.key] = zygote
+        self._reasons.pop(zygote.key, None)
+        zygote.memory_when_ready = self._memory(zygote)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
         log.info("zygote %s serves %s", zygote.lease.id, zygote.key.domain)
         surplus = list(self._current.values())[: max(0, len(self._current) - self._maximum)]
         for stale in [*([former] if former else []), *surplus]:
@@ -295,7 +323,7 @@ class Zygotes:
                 os.close(fd)
             handover.theirs.close()
             cgroup = Cgroup.attach(self._runtime.layout, spec.cgroups_path)
-            peer, _, _ = await handover.run(
+            zygote.process, _, _ = await handover.run(
                 lambda facts: verify(
                     facts,
                     spec,
@@ -306,7 +334,6 @@ class Zygotes:
                 plan_zygote_payload(ground, self._guest_source),
                 sockets,
             )
-            peer.close()
         except ContainerError as exc:
             raise convert(exc) from exc
         finally:
@@ -329,6 +356,20 @@ class Zygotes:
             log.debug("zygote's output: %s", zygote.log.tail(4000).decode(errors="replace"))
             raise KernelStartFailed(f"the zygote is unfit: {message['unfit']}", step="hand_over")
 
+    async def _watch(self) -> None:
+        """End what the host has no memory for, and what has grown; until there is none."""
+        while self._current:
+            await asyncio.sleep(WATCH_S)
+            for zygote in list(self._current.values()):
+                zygote.spares.refill()
+                if self._memory(zygote) - zygote.memory_when_ready > GROWTH_MAX:
+                    log.info("zygote %s is retired: it has grown", zygote.lease.id)
+                    await self._retire(zygote)
+            if self._current and self._reserve.is_critical():
+                oldest = next(iter(self._current.values()))
+                log.warning("zygote %s is retired: memory is short", oldest.lease.id)
+                await self._retire(oldest)
+
     async def _retire(self, zygote: _Zygote) -> None:
         """No more forks. Its container ends by itself once the last of its children has."""
         zygote.retired = True
@@ -336,6 +377,8 @@ class Zygotes:
             del self._current[zygote.key]
         await zygote.spares.close()
         await self._runtime.launcher.request("retire_zygote", container_id=zygote.lease.id)
+        if zygote.process is not None:
+            zygote.process.kill()  # one that is wedged does not see that nobody asks any more
 
     async def _release(self, zygote: _Zygote) -> None:
         """Delete the container and give everything back. Idempotent."""
@@ -347,6 +390,9 @@ class Zygotes:
         await zygote.spares.close()
         if zygote.ready is not None:
             zygote.ready.close()
+        if zygote.process is not None:
+            zygote.process.close()
+            zygote.process = None
         zygote.log.detach()
         try:
             await self._runtime.launcher.request("delete", container_id=zygote.lease.id)

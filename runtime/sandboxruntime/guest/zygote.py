@@ -111,13 +111,13 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         kernels_end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        start.send(BORN)  # the launcher maps the ids while the kernel's process is forked
         child = os.fork()
         if child == 0:
             ours.close()
             return _become_kernel(start, kernels_end, populate)
         kernels_end.close()
         attach_fd = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # any directory does
-        start.send(BORN)
         context = _receive_orders(start, attach_fd)
     except BaseException:
         os._exit(70)  # the launcher sees its sockets close

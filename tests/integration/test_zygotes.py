@@ -1,0 +1,156 @@
+"""A zygote or a spare that fails, in whatever way, costs a cold start and never a failed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sandboxkernel.models import Zygote
+from sandboxruntime.cgroup import Cgroup, read_layout
+from tests.support import (
+    CGROUP_PARENT,
+    RunningDaemon,
+    python_inside,
+    running_daemon,
+    sandbox,
+    wait_until,
+    warm_up,
+)
+
+PROFILES = """
+c.SandboxKernelDaemon.profiles = {"default": {"spares": 2}, "bare": {"spares": 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[RunningDaemon]:
+    """A daemon whose zygotes may be maltreated."""
+    with running_daemon(PROFILES) as running:
+        yield running
+
+
+def zygote_of(daemon: RunningDaemon, profile: str) -> Zygote | None:
+    """The zygote that serves a profile's kernels now."""
+    answer = daemon.client().zygotes()
+    if profile in answer.starting:
+        return None
+    return next((z for z in answer.zygotes if z.domain == profile and not z.retired), None)
+
+
+@pytest.fixture
+def bare(own: RunningDaemon) -> Zygote:
+    """A zygote that keeps no spares."""
+
+    def ready() -> Zygote | None:
+        with sandbox(own, as_kernel=True, profile="bare"):
+            return zygote_of(own, "bare")
+
+    return wait_until(ready, what="a zygote of bare")
+
+
+def processes(path: str) -> list[int]:
+    """Those of a cgroup below the tests' parent."""
+    return Cgroup.attach(read_layout(), f"{CGROUP_PARENT}/{path}").pids()
+
+
+def start_works(daemon: RunningDaemon, profile: str | None = None) -> tuple[str, str]:
+    """A kernel starts and runs code; its path, and why it was cold."""
+    with sandbox(daemon, as_kernel=True, profile=profile) as kernel:
+        assert python_inside(daemon, kernel, "print(6 * 7)") == (0, "42\n")
+        found = daemon.client().inspect(kernel.id)
+        assert found.state == "running"
+        return found.start_path, found.cold_reason
+
+
+def test_a_fork_on_demand_says_nothing_of_a_cold_start(own: RunningDaemon, bare: Zygote) -> None:
+    assert start_works(own, "bare") == ("warm", "")
+
+
+def test_a_wedged_zygote_is_passed_by_and_replaced(own: RunningDaemon, bare: Zygote) -> None:
+    (pid,) = [pid for pid in processes(f"zygotes/{bare.id}") if runs_python_of_the_image(pid)]
+    os.kill(pid, signal.SIGSTOP)
+    path, reason = start_works(own, "bare")
+    assert path == "cold" and reason.startswith("the fork failed: ")
+    assert wait_until(
+        lambda: start_works(own, "bare")[0] == "warm", what="a fork of the zygote's successor"
+    )
+    wait_until(lambda: not is_alive(pid), what="the end of the wedged zygote")
+
+
+def test_a_wedged_spare_is_passed_by(own: RunningDaemon) -> None:
+    zygote = warm_up(own)
+    for spare in zygote.spares:
+        for pid in processes(f"spares/{spare}"):
+            os.kill(pid, signal.SIGSTOP)
+    path, reason = start_works(own)
+    assert path == "cold" and "no answer within" in reason
+
+
+def test_a_spare_that_dies_is_made_again(own: RunningDaemon) -> None:
+    zygote = warm_up(own)
+    for spare in zygote.spares:
+        for pid in processes(f"spares/{spare}"):
+            os.kill(pid, signal.SIGKILL)
+    start_works(own)
+    wait_until(lambda: set(warm_up(own).spares) - set(zygote.spares), what="new spares")
+
+
+def test_a_zygote_out_of_memory_costs_a_cold_start(own: RunningDaemon, bare: Zygote) -> None:
+    """Its limit is lowered to what it has: before long, a page kills it in the middle of a fork."""
+    points = read_layout().hierarchies()
+    name, file = next(
+        (each, file)
+        for each, file in (("memory", "memory.limit_in_bytes"), ("", "memory.max"))
+        if each in points
+    )
+    path = Path(points[name]) / CGROUP_PARENT / "zygotes" / bare.id
+    usage = int((path / file.replace("limit", "usage").replace("max", "current")).read_text())
+    while usage > 0:
+        try:
+            (path / file).write_text(str(usage))
+        except OSError:  # EBUSY: no more can be reclaimed
+            break
+        usage -= 1024 * 1024
+    for _ in range(20):
+        start_works(own, "bare")
+        now = zygote_of(own, "bare")
+        if now is None or now.id != bare.id:
+            return
+    pytest.fail("the zygote has survived its limit")
+
+
+def test_a_class_starts_while_its_zygote_dies(own: RunningDaemon, bare: Zygote) -> None:
+    def start(number: int) -> str:
+        if number == 4:
+            for pid in processes(f"zygotes/{bare.id}"):
+                os.kill(pid, signal.SIGKILL)
+        return start_works(own, "bare")[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(start, range(12)))
+    assert set(paths) <= {"warm", "cold"} and "cold" in paths
+
+
+def test_without_memory_to_spare_nothing_is_made_ahead() -> None:
+    with running_daemon("c.SandboxKernelDaemon.memory_reserve = 1.0\n") as daemon:
+        for _ in range(2):
+            assert start_works(daemon) == ("cold", "memory of the host is short")
+        assert daemon.client().zygotes().zygotes == []
+
+
+def runs_python_of_the_image(pid: int) -> bool:
+    """Not pid 1 of its container, which is a fork of the launcher."""
+    return b"zygote.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in ("Z", "X")
