@@ -11,9 +11,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
-from tests.conformance.session import Session, session
+from tests.conformance.session import KERNEL_NAME, Session, session
 from tests.support import RunningDaemon, sandbox, wait_until, warm_up
 
 SNAPSHOT = """
@@ -41,7 +43,7 @@ print(json.dumps({
     'daemons': sorted(t.name for t in threading.enumerate() if t.daemon),
     'stdio': [os.readlink(f'/proc/self/fd/{n}').split(':')[0] for n in range(3)],
     'inheritable': [n for n in map(int, os.listdir('/proc/self/fd')) if n > 2 and os.path.exists(f'/proc/self/fd/{n}') and os.get_inheritable(n)],
-    'kinds': sorted({os.readlink(f'/proc/self/fd/{n}').split(':')[0] for n in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{n}')} - {os.path.expanduser('~/.ipython/profile_default/history.sqlite-journal')}),
+    'kinds': sorted({os.readlink(f'/proc/self/fd/{n}').split(':')[0] for n in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{n}')} - {os.path.expanduser('~/.ipython/profile_default' + name) for name in ('', '/history.sqlite-journal')}),
     'caps': [status[n] for n in ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp', 'Groups', 'Uid', 'Gid')],
     'loggers': [type(h).__name__ for h in logging.getLogger().handlers], 'level': logging.getLogger().level,
     'warnings': [str(f[:3]) for f in warnings.filters], 'loop': type(asyncio.get_event_loop()).__name__,
@@ -166,6 +168,38 @@ def test_what_acts_on_an_interpreters_start_gets_one(
         with sandbox(daemon, as_kernel=True, env=env) as kernel:
             found = client.inspect(kernel.id)
             assert (found.start_path, found.cold_reason) == ("cold", reason)
+
+
+def test_kernels_of_nbclient_are_forked_and_keep_their_history_in_memory(
+    daemon: RunningDaemon, work: Path, request: pytest.FixtureRequest
+) -> None:
+    """It gives `python3` an argument, the one that a prepared interpreter takes."""
+    cold = "cold" in request.node.callspec.id
+    if not cold:
+        warm_up(daemon)
+    code = """
+import sys
+manager = get_ipython().history_manager
+print(manager.enabled, manager.hist_file, manager.save_thread, sys.argv[3:])
+%history
+"""
+    argument = "--HistoryManager.hist_file=:memory:"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = NotebookClient(
+        notebook,
+        kernel_name=KERNEL_NAME,
+        extra_arguments=[argument],
+        resources={"metadata": {"path": str(work)}},
+    )
+    with client.setup_kernel():
+        (found,) = [
+            k for k in daemon.client().kernels() if k.state == "running" and k.cwd == str(work)
+        ]
+        client.execute_cell(notebook.cells[0], 0)
+    (output,) = notebook.cells[0].outputs
+    assert output["text"].splitlines()[0] == f"True :memory: None ['{argument}']"
+    assert "manager = get_ipython()" in output["text"]
+    assert (found.start_path == "cold") == cold
 
 
 def test_users_configuration_and_packages_are_honoured(

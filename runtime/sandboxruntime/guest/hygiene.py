@@ -45,7 +45,7 @@ def _identity(argv: list[str]) -> None:
     _forget("platform", "_uname_cache")  # with the host name
     threading._counter = itertools.count(1).__next__  # type: ignore[attr-defined]  # thread names
     sys.orig_argv[:] = argv
-    sys.argv[:] = ["ipykernel_launcher", "-f", argv[2]]
+    sys.argv[:] = ["ipykernel_launcher", "-f", argv[2], *argv[4:]]
 
 
 def _environment(env: dict[str, str]) -> None:

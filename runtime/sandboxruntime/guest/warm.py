@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from sandboxruntime.guest import pages
-from sandboxruntime.guest.history import arm_history, closed_history
+from sandboxruntime.guest.history import IN_MEMORY, arm_history, closed_history
 from sandboxruntime.guest.hygiene import reset_process
 from sandboxruntime.guest.kernel import use_listening_descriptors
 from sandboxruntime.guest.rehearsal import FIRST, SOON, rehearse
@@ -132,7 +132,7 @@ def finish(prepared: Prepared, sock: socket.socket, argv: list[str], env: dict[s
         from sandboxruntime.handover import execute
 
         execute(sock, argv, env, reason=reason)
-    _, _, connection_file, first_fd = argv
+    _, _, connection_file, first_fd, *_ = argv
     reset_process(argv, {**env, **prepared.set_by_imports})
     sock.close()  # the hand-over has succeeded
     with open(connection_file, encoding="utf-8") as stream:
@@ -148,7 +148,8 @@ def finish(prepared: Prepared, sock: socket.socket, argv: list[str], env: dict[s
 
 def reason_for_exec(prepared: Prepared, argv: list[str], env: dict[str, str]) -> str | None:
     """Why this kernel needs an interpreter of its own; None if the prepared one will do."""
-    if len(argv) != 4:  # interpreter, this program, connection file, first fd
+    # Interpreter, this program, connection file, first fd; then ipykernel's arguments.
+    if argv[4:] not in ([], [IN_MEMORY]):
         return "ipykernel has arguments"
     for name in sorted({*env, *prepared.environment}):
         if name.startswith(EARLY_VARIABLES) and env.get(name) != prepared.environment.get(name):
@@ -240,7 +241,7 @@ def _adopt(kernel: Any, **traits: Any) -> Any:
     shell = kernel.shell
     for hook in (shell.displayhook, shell.display_pub):
         hook.pub_socket = traits["iopub_socket"]
-    arm_history(shell)
+    arm_history(shell, sys.argv)
     shell.init_environment()
     if os.environ.get("JPY_SESSION_NAME"):
         shell.user_ns["__session__"] = os.environ["JPY_SESSION_NAME"]
