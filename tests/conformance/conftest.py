@@ -14,11 +14,11 @@ KERNEL_NAME = "sandboxed-python"
 WORK = Path("/srv/sandboxkernel-tests")
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def cold_daemon() -> Iterator[RunningDaemon]:
     """A daemon without zygotes, beside the tests' own.
 
-    For one test: both mount the same user layer, and what is changed through one overlay is not
+    For one function or class: both mount the same user layer, and what is changed through one overlay is not
     seen in another that has looked already (kernel documentation, overlayfs.rst).
     """
     with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as running:
