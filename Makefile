@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser bench bench-peers bench-scale docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser bench bench-peers bench-scale soak docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -84,6 +84,9 @@ bench-peers: $(BENCH_STAMP) ## The first reply beside bubblewrap, runc, docker a
 bench-scale: $(BENCH_STAMP) ## The first reply among 1 to 500 kernels, and how far it goes to 1000
 	$(BENCH) --only scale --json docs/benchmarks/scale.json
 	$(BENCH).report docs/benchmarks/*.json
+
+soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes
+	$(BENCH).soak --json docs/benchmarks/soak.json
 
 docs: $(STAMP) ## Generate docs/openapi.json
 	$(BIN)/python -c 'import json; from sandboxkernel.daemon.openapi import document; print(json.dumps(document(), indent=1))' > docs/openapi.json

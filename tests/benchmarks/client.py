@@ -30,6 +30,7 @@ class RawClient:
     """DEALER on shell and SUB on iopub, nothing else. Receives without a high-water mark."""
 
     def __init__(self, info: dict[str, Any]) -> None:
+        separator = "-" if info["transport"] == "ipc" else ":"  # fails before a socket is open
         self._session: Any = Session(key=info["key"], signature_scheme=info["signature_scheme"])
         self._context: Any = zmq.Context()
         self.shell = self._socket(zmq.DEALER)
@@ -37,7 +38,6 @@ class RawClient:
         self.iopub = self._socket(zmq.SUB)
         self.iopub.setsockopt(zmq.SUBSCRIBE, b"")
         for sock, port in ((self.shell, "shell_port"), (self.iopub, "iopub_port")):
-            separator = "-" if info["transport"] == "ipc" else ":"
             sock.connect(f"{info['transport']}://{info['ip']}{separator}{info[port]}")
 
     def _socket(self, kind: int) -> Any:

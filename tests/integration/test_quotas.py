@@ -38,7 +38,7 @@ class Neighbour:
     def __init__(self, daemon: RunningDaemon, kernel: Kernel) -> None:
         assert kernel.connection is not None
         info = {
-            "ip": kernel.connection.ip, "shell_port": 1, "iopub_port": 2,
+            "transport": "ipc", "ip": kernel.connection.ip, "shell_port": 1, "iopub_port": 2,
             "key": KEY.encode(), "signature_scheme": "hmac-sha256",
         }  # fmt: skip
         self._client = RawClient(info)

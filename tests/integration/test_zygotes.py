@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxkernel.models import Zygote
+from sandboxkernel.models import Limits, Zygote
 from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.support import (
     CGROUP_PARENT,
@@ -23,7 +23,13 @@ from tests.support import (
 )
 
 PROFILES = """
-c.SandboxKernelDaemon.profiles = {"default": {"spares": 2}, "bare": {"spares": 0}}
+tight = {"memory": "256M", "pids": 64}
+c.SandboxKernelDaemon.profiles = {
+    "default": {"spares": 2},
+    "bare": {"spares": 0},
+    "tight": {"spares": 1, "limits": tight},
+    "tight_bare": {"spares": 0, "limits": tight},
+}
 """
 
 
@@ -154,3 +160,39 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in ("Z", "X")
+
+
+@pytest.mark.parametrize("profile", ["tight", "tight_bare"])
+def test_caps_hold_in_kernels_that_were_forked(own: RunningDaemon, profile: str) -> None:
+    """On demand and from a spare: what is in force, and a memory bomb."""
+    expected = "spare" if profile == "tight" else "warm"
+
+    wait_until(lambda: start_works(own, profile)[0] != "cold", what=f"a zygote of {profile}")
+    if expected == "spare":
+        warm_up(own, profile)
+    with sandbox(own, as_kernel=True, profile=profile, limits=Limits(cpus=0.5)) as kernel:
+        found = own.client().inspect(kernel.id)
+        assert (found.start_path, found.limits.memory_bytes) == (expected, 256 << 20)
+        usage = own.client().stats(kernel.id)
+        assert (usage.memory_limit_bytes, usage.pids_limit, usage.cpus) == (256 << 20, 64, 0.5)
+        bomb = """
+import os, signal
+made = []
+try:
+    while len(made) < 200:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        made.append(pid)
+except BlockingIOError:
+    print('refused', len(made) < 64)
+for pid in made:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+        code, text = python_inside(own, kernel, bomb)
+        assert text.strip() == "refused True", (code, text)
+        python_inside(own, kernel, "data = b'x' * (400 << 20)")
+        watch = own.client().watch_exit(kernel.id, found.generation)
+        ended = watch.wait(30)
+        assert ended is not None and ended.reason == "oom_killed", ended
