@@ -1,14 +1,16 @@
 """Outside verification: what Linux says of a confined process, held against its spec.
 
-Run by the root side through /proc before the process receives environment, key or sockets. The
-process cannot influence what it reads: it is in a namespace of its own, non-dumpable, and runs
-no image code yet. Any mismatch raises VerifyError, and the caller kills the container.
+Run by the root side through /proc before the process receives environment, key or sockets. What is
+read is Linux's word and not the process's: a child of a zygote may be one of a hostile image's, so
+pid 1, which has the same user namespace, is looked at, too. Any mismatch raises VerifyError, and
+the caller kills the container.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +20,16 @@ from sandboxruntime.mounts import DEVICES, Attach, FileSystem, plan_mounts
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.spec import IdMapping, Spec
 
-__all__ = ["NAMESPACES", "Facts", "check", "count_filters", "read_facts", "verify"]
+__all__ = [
+    "NAMESPACES",
+    "Facts",
+    "check",
+    "check_status",
+    "count_filters",
+    "read_facts",
+    "verify",
+    "verify_init",
+]
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 SHARED_BY_ZYGOTES = ("cgroup", "user")
@@ -46,14 +57,11 @@ class Facts:
 def read_facts(pid: int) -> Facts:
     """Read everything once. OSError if the process is gone."""
     base = f"/proc/{pid}"
-    status = dict(
-        line.split(":\t", 1) for line in _read(f"{base}/status").splitlines() if ":\t" in line
-    )
     limits = _read(f"{base}/limits")
     core = re.search(r"^Max core file size\s+(\S+)\s+(\S+)", limits, re.MULTILINE)
     return Facts(
         namespaces={name: os.stat(f"{base}/ns/{name}").st_ino for name in NAMESPACES},
-        status=status,
+        status=_read_status(pid),
         uid_map=_read(f"{base}/uid_map"),
         gid_map=_read(f"{base}/gid_map"),
         cgroup=_read(f"{base}/cgroup"),
@@ -62,6 +70,11 @@ def read_facts(pid: int) -> Facts:
         cwd=os.readlink(f"{base}/cwd"),
         core_limit=core.group(2) if core else "?",
     )
+
+
+def _read_status(pid: int) -> dict[str, str]:
+    lines = _read(f"/proc/{pid}/status").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def _read(path: str) -> str:
@@ -83,23 +96,52 @@ def verify(
         raise VerifyError(f"the process is outside its cgroup: {mismatches}", check="cgroup")
 
 
+def verify_init(pid: int, pidfd: int, spec: Spec, *, filters: int) -> None:
+    """Check pid 1 of a container once it has said that it is confined.
+
+    A capability that it kept would be one over everything in the container. Raises VerifyError.
+    """
+    try:
+        status = _read_status(pid)
+        signal.pidfd_send_signal(pidfd, 0)  # so what was read was read of this process
+    except (FileNotFoundError, ProcessLookupError) as exc:
+        raise VerifyError(f"pid 1 of the container ({pid}) has ended", check="init") from exc
+    check_status(status, spec, filters=filters)
+
+
+def check_status(status: Mapping[str, str], spec: Spec, *, filters: int) -> None:
+    """Every check of what proc_pid_status(5) says. Pure. Raises VerifyError."""
+    _raise_first(
+        {
+            "credentials": lambda: _check_credentials(status, spec),
+            "capabilities": lambda: _check_capabilities(status),
+            "no_new_privs": lambda: _expect(status, "NoNewPrivs", "1"),
+            "seccomp": lambda: (
+                _expect(status, "Seccomp", SECCOMP_MODE_FILTER)
+                or _expect(status, "Seccomp_filters", str(filters))
+            ),
+        }
+    )
+
+
 def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int], *, filters: int) -> None:
     """Every check that needs only facts and spec. Pure. Raises VerifyError."""
-    checks: dict[str, Callable[[], str | None]] = {
-        "namespaces": lambda: _check_namespaces(facts, spec, host_namespaces),
-        "credentials": lambda: _check_credentials(facts, spec),
-        "id_maps": lambda: _check_id_maps(facts, spec),
-        "capabilities": lambda: _check_capabilities(facts),
-        "no_new_privs": lambda: _expect(facts, "NoNewPrivs", "1"),
-        "seccomp": lambda: (
-            _expect(facts, "Seccomp", SECCOMP_MODE_FILTER)
-            or _expect(facts, "Seccomp_filters", str(filters))
-        ),
-        "descriptors": lambda: _check_descriptors(facts),
-        "cwd": lambda: None if facts.cwd == "/" else f"cwd is {facts.cwd}",
-        "rlimits": lambda: None if facts.core_limit == "0" else f"core limit {facts.core_limit}",
-        "mounts": lambda: _check_mounts(facts, spec),
-    }
+    check_status(facts.status, spec, filters=filters)
+    _raise_first(
+        {
+            "namespaces": lambda: _check_namespaces(facts, spec, host_namespaces),
+            "id_maps": lambda: _check_id_maps(facts, spec),
+            "descriptors": lambda: _check_descriptors(facts),
+            "cwd": lambda: None if facts.cwd == "/" else f"cwd is {facts.cwd}",
+            "rlimits": lambda: (
+                None if facts.core_limit == "0" else f"core limit {facts.core_limit}"
+            ),
+            "mounts": lambda: _check_mounts(facts, spec),
+        }
+    )
+
+
+def _raise_first(checks: Mapping[str, Callable[[], str | None]]) -> None:
     for name, function in checks.items():
         problem = function()
         if problem:
@@ -113,8 +155,8 @@ def count_filters() -> int:
     return int(found.group(1)) if found else 0
 
 
-def _expect(facts: Facts, key: str, value: str) -> str | None:
-    found = facts.status.get(key, "missing").strip()
+def _expect(status: Mapping[str, str], key: str, value: str) -> str | None:
+    found = status.get(key, "missing").strip()
     return None if found == value else f"{key} is {found}, not {value}"
 
 
@@ -131,15 +173,15 @@ def _host_id(inside: int, mappings: Iterable[IdMapping]) -> int:
     return -1
 
 
-def _check_credentials(facts: Facts, spec: Spec) -> str | None:
+def _check_credentials(status: Mapping[str, str], spec: Spec) -> str | None:
     host_uid = spec.process.uid
     if not spec.zygote:
         host_uid = _host_id(spec.process.uid, spec.uid_mappings)
     expected = "\t".join([str(host_uid)] * 4)
-    if facts.status["Uid"] != expected:
-        return f"uids are {facts.status['Uid'].split()}, not {host_uid}"
-    if facts.status["Groups"].strip():
-        return f"supplementary groups {facts.status['Groups'].strip()}"
+    if status["Uid"] != expected:
+        return f"uids are {status['Uid'].split()}, not {host_uid}"
+    if status["Groups"].strip():
+        return f"supplementary groups {status['Groups'].strip()}"
     return None
 
 
@@ -152,8 +194,8 @@ def _check_id_maps(facts: Facts, spec: Spec) -> str | None:
     return None
 
 
-def _check_capabilities(facts: Facts) -> str | None:
-    held = [name for name in _CAPABILITY_SETS if int(facts.status[name], 16)]
+def _check_capabilities(status: Mapping[str, str]) -> str | None:
+    held = [name for name in _CAPABILITY_SETS if int(status[name], 16)]
     return f"not empty: {', '.join(held)}" if held else None
 
 

@@ -11,6 +11,7 @@ and log. `release` is the one way out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -44,7 +45,7 @@ from sandboxruntime import landlock
 from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
-from sandboxruntime.verify import Facts, verify
+from sandboxruntime.verify import Facts, verify, verify_init
 
 __all__ = ["Sandbox"]
 
@@ -155,8 +156,11 @@ class Sandbox:
             socket_prefix=self.sockets.prefix if self.sockets else "",
             guest_source=self.runtime.guest_source,
         )
+        stack = contextlib.ExitStack()
         handover = HandOver()
+        stack.callback(handover.close)
         log_fd = self.log.attach()
+        stack.callback(os.close, log_fd)
         try:
             # Before the request: the launcher goes on with one whose caller has gone.
             self._created = True
@@ -168,17 +172,20 @@ class Sandbox:
                 zygote=claim.zygote_id if claim is not None else None,
                 spare=spare.id if spare is not None else None,
             )
-            for fd in fds:
-                os.close(fd)
+            (init_pidfd,) = fds
+            stack.callback(os.close, init_pidfd)
             handover.theirs.close()
             self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
             self.start_path = reply["path"]
             filters = self.runtime.host_filters + (1 if reply["path"] == "cold" else 2)
             cgroup = Cgroup.attach(self.runtime.layout, spec.cgroups_path)
+
+            def judge(facts: Facts) -> None:
+                verify(facts, spec, cgroup, self.runtime.host_namespaces, filters=filters)
+                verify_init(reply["pid"], init_pidfd, spec, filters=filters)
+
             peer, facts, result = await handover.run(
-                lambda facts: verify(
-                    facts, spec, cgroup, self.runtime.host_namespaces, filters=filters
-                ),
+                judge,
                 payload,
                 self.sockets.descriptors() if self.sockets else [],
             )
@@ -191,8 +198,7 @@ class Sandbox:
         except ContainerError as exc:
             raise convert(exc) from exc
         finally:
-            os.close(log_fd)
-            handover.close()
+            stack.close()
 
     async def on_exit_event(self, event: dict[str, Any]) -> None:
         """The launcher saw pid 1 end: give the container back and tell everybody."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +16,9 @@ import pytest
 
 from sandboxkernel.models import Limits, Zygote
 from sandboxruntime.cgroup import Cgroup, read_layout
+from sandboxruntime.errors import VerifyError
+from sandboxruntime.spec import IdMapping
+from sandboxruntime.verify import verify_init
 from tests.support import (
     CGROUP_PARENT,
     RunningDaemon,
@@ -21,6 +28,7 @@ from tests.support import (
     wait_until,
     warm_up,
 )
+from tests.unit.test_runtime_plans import SPEC
 
 PROFILES = """
 tight = {"memory": "256M", "pids": 64}
@@ -115,14 +123,9 @@ def test_a_zygote_out_of_memory_costs_a_cold_start(own: RunningDaemon, bare: Zyg
         if each in points
     )
     path = Path(points[name]) / CGROUP_PARENT / "zygotes" / bare.id
-    usage = int((path / file.replace("limit", "usage").replace("max", "current")).read_text())
-    while usage > 0:
-        try:
-            (path / file).write_text(str(usage))
-        except OSError:  # EBUSY: no more can be reclaimed
-            break
-        usage -= 1024 * 1024
-    for _ in range(20):
+    for _ in range(50):
+        with contextlib.suppress(FileNotFoundError):
+            squeeze(path, file)
         start_works(own, "bare")
         now = zygote_of(own, "bare")
         if now is None or now.id != bare.id:
@@ -147,6 +150,44 @@ def test_without_memory_to_spare_nothing_is_made_ahead() -> None:
         for _ in range(2):
             assert start_works(daemon) == ("cold", "memory of the host is short")
         assert daemon.client().zygotes().zygotes == []
+
+
+def squeeze(path: Path, file: str) -> None:
+    """Lower the limit of a cgroup until nothing more can be reclaimed."""
+    usage = int((path / file.replace("limit", "usage").replace("max", "current")).read_text())
+    while usage > 0:
+        try:
+            (path / file).write_text(str(usage))
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            return
+        usage -= 128 * 1024
+
+
+def test_pid_1_is_held_to_its_spec_and_the_control_is_not_confined(own: RunningDaemon) -> None:
+    """It shares the user namespace with the kernel; a child of a zygote might keep its power."""
+    with sandbox(own, as_kernel=True) as kernel:
+        kernels_pid = own.client().inspect(kernel.id).pid
+        status = Path(f"/proc/{kernels_pid}/status").read_text()
+        init = int(status.split("PPid:")[1].split()[0])
+        uid = int(status.split("Uid:")[1].split()[0])
+        mapping = (IdMapping(container_id=1000, host_id=uid, size=1),)
+        spec = dataclasses.replace(SPEC, uid_mappings=mapping)
+        filters = int(status.split("Seccomp_filters:")[1].split()[0])
+        pidfd = os.pidfd_open(init)
+        verify_init(init, pidfd, spec, filters=filters)
+        os.close(pidfd)
+    with subprocess.Popen(["sleep", "60"]) as bare_process:
+        pidfd = os.pidfd_open(bare_process.pid)
+        with pytest.raises(VerifyError) as caught:
+            verify_init(bare_process.pid, pidfd, spec, filters=filters)
+        assert caught.value.check == "credentials"
+        bare_process.kill()
+        bare_process.wait()
+        with pytest.raises(VerifyError, match="has ended"):
+            verify_init(bare_process.pid, pidfd, spec, filters=filters)
+        os.close(pidfd)
 
 
 def runs_python_of_the_image(pid: int) -> bool:
