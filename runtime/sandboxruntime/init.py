@@ -35,8 +35,10 @@ __all__ = [
     "JOIN_STEPS",
     "Context",
     "be_init",
+    "begin_session",
     "confine",
     "context_from",
+    "join_keyring",
     "orders_fds",
     "report_failure",
     "run_init",
@@ -118,13 +120,25 @@ def _cgroup_namespace(context: Context) -> None:
 
 
 def _session(context: Context) -> None:
-    del context
-    os.setsid()
+    join_keyring()
+    begin_session(context)
+
+
+def join_keyring() -> None:
+    """Leave the session keyring of whoever made this process (session-keyring(7))."""
     try:
         syscalls.keyctl_join_session_keyring()
     except OSError as exc:
+        if exc.errno == errno.EDQUOT:
+            exc.add_note("sysctl kernel.keys.maxkeys limits the keyrings of one host uid")
         if exc.errno != errno.ENOSYS:  # Linux without CONFIG_KEYS has no keyring to share
             raise
+
+
+def begin_session(context: Context) -> None:
+    """A session of its own, and nothing inherited of masks and handlers."""
+    del context
+    os.setsid()
     os.umask(0o022)
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)

@@ -56,6 +56,8 @@ SETTLE_S = 0.5  # a zygote waits so long, so that the kernel that asked for it i
 RETRY_S = 60.0  # after a zygote that turned out unfit
 FORKS_MAX = 2000  # then a fresh one: its children share hash seed and address layout
 AGE_MAX_S = 6 * 3600.0
+# Every child has a keyring of the zygote's uid, and kernel.keys.maxkeys is 200 (keyrings(7)).
+LIVE_MAX = 150
 WATCH_S = 5.0  # how often memory is looked at while there are zygotes
 GROWTH_MAX = 64 * 1024 * 1024  # bytes on top of what it had when it was ready
 INSIDE_ID = 1000
@@ -97,6 +99,7 @@ class _Zygote:
     process: Peer | None = None
     born: float = field(default_factory=time.monotonic)
     forks: int = 0
+    live: int = 0
     memory_when_ready: int = 0
     retired: bool = False
 
@@ -141,6 +144,7 @@ class Zygotes:
         if zygote is None:
             return None
         zygote.forks += 1
+        zygote.live += 1
         # Most recently used last: the first is the one to give up when there are too many.
         self._current[zygote.key] = self._current.pop(zygote.key)
         return Claim(zygote.lease.id, zygote.spares.claim() if spares else None)
@@ -157,6 +161,8 @@ class Zygotes:
 
     def give_back(self, claim: Claim) -> None:
         """The kernel of a claim has ended, and its container is deleted."""
+        if claim.zygote_id in self._all:
+            self._all[claim.zygote_id].live -= 1
         if claim.spare is not None:
             self._journal.forget(claim.spare.id)
 
@@ -166,7 +172,9 @@ class Zygotes:
             return
         current = self._current.get(key)
         worn = current is not None and (
-            current.forks >= FORKS_MAX or time.monotonic() - current.born > AGE_MAX_S
+            current.forks >= FORKS_MAX
+            or current.live >= LIVE_MAX
+            or time.monotonic() - current.born > AGE_MAX_S
         )
         if (current is not None and not worn) or time.monotonic() < self._not_before.get(key, 0):
             return

@@ -34,6 +34,7 @@ CONFIG = f"""
 c.SandboxKernelDaemon.profiles = {{
     "default": {{"spares": 4}},
     "warm": {{"spares": 0}},
+    "roomy": {{"spares": 0, "limits": {{"memory": "8G"}}}},
     "cold": {{"zygote": "off"}},
     "science": {{"spares": 0, "preload": {list(PRELOADED)}}},
 }}

@@ -46,13 +46,14 @@ def _round_trip(client: RawClient) -> float:
 def measure_output(bench: Bench) -> None:
     """Messages a second of a cell that flushes every line, and MB a second of plain writing.
 
-    What does not arrive is a failure: the client receives without a limit.
+    What does not arrive is a failure: the client receives without a limit. ipykernel keeps what it
+    has not sent yet in memory, several times over, so ours gets a profile with as much as that.
     """
     lines = bench.size.of(LINES, LINES_QUICK)
     size_mb = bench.size.of(STDOUT_MB, STDOUT_MB_QUICK)
     iopub = bench.series("iopub", f"{lines} lines, each flushed", "messages/s")
     stdout = bench.series("stdout", f"{size_mb} MB of stdout", "MB/s")
-    peers: list[ManagedPeer] = [bench.ours("warm"), bench.plain()]
+    peers: list[ManagedPeer] = [bench.ours("warm", profile="roomy"), bench.plain()]
     bench.warm_up(peers)
     print_lines = f"for i in range({lines}): print(i, flush=True)"
     chunks = size_mb * 1_000_000 // CHUNK_BYTES

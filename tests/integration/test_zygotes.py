@@ -237,3 +237,26 @@ for pid in made:
         watch = own.client().watch_exit(kernel.id, found.generation)
         ended = watch.wait(30)
         assert ended is not None and ended.reason == "oom_killed", ended
+
+
+def keys_of(uid: int) -> int:
+    """Keys that count towards a host uid's quota (proc_key-users(5))."""
+    for line in Path("/proc/key-users").read_text().splitlines():
+        owner, rest = line.split(":")
+        if int(owner) == uid:
+            return int(rest.split()[2].split("/")[0])
+    return 0
+
+
+def test_a_forked_kernel_has_one_keyring_which_its_zygotes_uid_pays_for(
+    own: RunningDaemon, bare: Zygote
+) -> None:
+    """Not its user's uid: that would end at a hundred kernels (keyrings(7), maxkeys)."""
+    (pid,) = [pid for pid in processes(f"zygotes/{bare.id}") if runs_python_of_the_image(pid)]
+    uid = Path(f"/proc/{pid}").stat().st_uid
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            kernel = stack.enter_context(sandbox(own, as_kernel=True, profile="bare"))
+            assert own.client().inspect(kernel.id).start_path == "warm"
+        # Linux frees the keyrings of those that have ended a while later.
+        wait_until(lambda: keys_of(uid) == 3, what="one keyring a kernel")

@@ -107,6 +107,9 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
             os.write(fd, b"0")
             os.close(fd)
         syscalls.unshare(syscalls.CloneFlag.NEWCGROUP)
+        # One for both processes, and as the zygote's uid: Linux allows each host uid 200 keys, and
+        # one user may have more kernels than that, from more zygotes than one.
+        init.join_keyring()
         # Blocked until pid 1 waits for them, so that no end of its child goes unnoticed.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -127,7 +130,8 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
         ours.send(b"r")
         ours.close()
 
-    init.confine(context, {**_remaining(init.CREATE_STEPS), Step.PIVOT: share_root})
+    steps = {**_remaining(init.CREATE_STEPS), Step.SESSION: init.begin_session}
+    init.confine(context, {**steps, Step.PIVOT: share_root})
     try:
         init.be_init(context, child)
     except BaseException as exc:
@@ -169,6 +173,7 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
     )  # fmt: skip
     steps = {
         **{step: init.JOIN_STEPS[step] for step in early},
+        Step.SESSION: init.begin_session,
         Step.PIVOT: await_root,
         **{step: function for step, function in init.JOIN_STEPS.items() if step not in early},
     }
