@@ -59,7 +59,9 @@ AGE_MAX_S = 6 * 3600.0
 # Every child has a keyring of the zygote's uid, and kernel.keys.maxkeys is 200 (keyrings(7)).
 LIVE_MAX = 150
 WATCH_S = 5.0  # how often memory is looked at while there are zygotes
-GROWTH_MAX = 64 * 1024 * 1024  # bytes on top of what it had when it was ready
+# Bytes on top of what it had when it was ready. A page that it writes after a fork stays charged to
+# it for as long as that child has the former one: half a MiB a kernel that lives.
+GROWTH_MAX = 128 * 1024 * 1024
 INSIDE_ID = 1000
 
 
@@ -174,6 +176,7 @@ class Zygotes:
         worn = current is not None and (
             current.forks >= FORKS_MAX
             or current.live >= LIVE_MAX
+            or self._memory(current) - current.memory_when_ready > GROWTH_MAX
             or time.monotonic() - current.born > AGE_MAX_S
         )
         if (current is not None and not worn) or time.monotonic() < self._not_before.get(key, 0):
@@ -365,14 +368,11 @@ class Zygotes:
             raise KernelStartFailed(f"the zygote is unfit: {message['unfit']}", step="hand_over")
 
     async def _watch(self) -> None:
-        """End what the host has no memory for, and what has grown; until there is none."""
+        """End what the host has no memory for, until there is none."""
         while self._current:
             await asyncio.sleep(WATCH_S)
-            for zygote in list(self._current.values()):
+            for zygote in self._current.values():
                 zygote.spares.refill()
-                if self._memory(zygote) - zygote.memory_when_ready > GROWTH_MAX:
-                    log.info("zygote %s is retired: it has grown", zygote.lease.id)
-                    await self._retire(zygote)
             if self._current and self._reserve.is_critical():
                 oldest = next(iter(self._current.values()))
                 log.warning("zygote %s is retired: memory is short", oldest.lease.id)
