@@ -99,6 +99,7 @@ class _Zygote:
     log: LogBuffer = field(default_factory=LogBuffer)
     ready: socket.socket | None = None
     process: Peer | None = None
+    upper: str = ""
     born: float = field(default_factory=time.monotonic)
     forks: int = 0
     live: int = 0
@@ -298,6 +299,7 @@ class Zygotes:
         self, zygote: _Zygote, image: StoredImage, profile: Profile, scratch: Path
     ) -> None:
         dirs = await asyncio.to_thread(self._layers.scratch, scratch, zygote.uid - INSIDE_ID)
+        zygote.upper = str(dirs.upper)
         ground = ZygoteGround(
             container_id=zygote.lease.id,
             uid=zygote.uid,
@@ -406,6 +408,8 @@ class Zygotes:
             await self._runtime.launcher.request("delete", container_id=zygote.lease.id)
         except KernelNotFound:
             pass  # it never came to be
+        if zygote.upper:  # the launcher keeps overlays for the next start of their layer
+            await self._runtime.launcher.request("forget", upper=zygote.upper)
         if zygote.lease.scratch:
             await asyncio.to_thread(shutil.rmtree, zygote.lease.scratch, ignore_errors=True)
         self._journal.forget(zygote.lease.id)

@@ -94,6 +94,7 @@ def test_a_wedged_zygote_is_passed_by_and_replaced(own: RunningDaemon, bare: Zyg
         lambda: start_works(own, "bare")[0] == "warm", what="a fork of the zygote's successor"
     )
     wait_until(lambda: not is_alive(pid), what="the end of the wedged zygote")
+    wait_until(lambda: bare.id not in launcher_mounts(own), what="the end of its overlay")
 
 
 def test_a_wedged_spare_is_passed_by(own: RunningDaemon) -> None:
@@ -188,6 +189,12 @@ def test_pid_1_is_held_to_its_spec_and_the_control_is_not_confined(own: RunningD
         with pytest.raises(VerifyError, match="has ended"):
             verify_init(bare_process.pid, pidfd, spec, filters=filters)
         os.close(pidfd)
+
+
+def launcher_mounts(daemon: RunningDaemon) -> str:
+    pid = daemon.process.pid
+    launcher = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+    return Path(f"/proc/{launcher}/mountinfo").read_text()
 
 
 def runs_python_of_the_image(pid: int) -> bool:
