@@ -14,14 +14,15 @@ from typing import TypeVar
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.images.store import ImageStore
 from sandboxkernel.models import Image
-from tests.benchmarks.client import RawClient
+from tests.benchmarks.client import RawClient, milliseconds_since
 from tests.benchmarks.containers import merged_rootfs
 from tests.benchmarks.direct import DirectSandboxPeer, ProcessPeer
 from tests.benchmarks.peers import LocalPeer, Peer, SandboxPeer
 from tests.benchmarks.results import Results, Series
 from tests.support import RunningDaemon
 
-__all__ = ["CONFIG", "PRELOADED", "SCRATCH", "Bench", "Size", "attempt", "connected", "in_blocks",
+__all__ = ["CONFIG", "PRELOADED", "SCRATCH", "Bench", "Size", "attempt", "connected", "first_reply",
+           "in_blocks",
            "say", "talking_to"]  # fmt: skip
 
 P = TypeVar("P")
@@ -142,6 +143,23 @@ def connected(peer: Peer) -> Iterator[RawClient]:
             client.close()
     finally:
         peer.stop()
+
+
+def first_reply(peer: Peer, code: str = "6*7", *, began: float | None = None) -> float:
+    """Milliseconds from the start call to the end of a first cell; the kernel is left running.
+
+    `began` is an earlier time.perf_counter() to count from.
+    """
+    began = time.perf_counter() if began is None else began
+    client = RawClient(peer.start())
+    try:
+        if code == "6*7":
+            client.run_cell()
+        else:
+            client.evaluate(code)
+        return milliseconds_since(began)
+    finally:
+        client.close()
 
 
 def attempt(peer: str, series: Sequence[Series], sample: Callable[[], Sequence[float]]) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "DockerPeer",
     "RuncPeer",
     "RunscPeer",
+    "connection",
     "dockerd",
     "merged_rootfs",
     "runsc_platform",
@@ -35,6 +36,18 @@ PORTS = ("shell", "iopub", "stdin", "control", "hb")
 MEMORY_BYTES, PIDS, CPUS = 2 << 30, 512, 2  # as the default profile of ours
 STOP_S = 20.0
 DOCKERD_S = 60.0
+
+
+def connection(ip: str, key: str) -> dict[str, Any]:
+    """A connection file's content: five ipc sockets below one prefix."""
+    return {
+        "transport": "ipc",
+        "ip": ip,
+        "key": key,
+        "signature_scheme": "hmac-sha256",
+        "kernel_name": "",
+        **{f"{name}_port": number for number, name in enumerate(PORTS, 1)},
+    }
 
 
 class ContainerPeer(Peer):
@@ -49,14 +62,7 @@ class ContainerPeer(Peer):
     def start(self) -> dict[str, Any]:
         self._directory = Path(tempfile.mkdtemp(prefix="sk-bench-", dir="/run"))
         self._id = f"sk-bench-{uuid.uuid4().hex[:8]}"
-        info: dict[str, Any] = {
-            "transport": "ipc",
-            "ip": str(self._directory / "s"),
-            "key": uuid.uuid4().hex,
-            "signature_scheme": "hmac-sha256",
-            "kernel_name": "",
-            **{f"{name}_port": number for number, name in enumerate(PORTS, 1)},
-        }
+        info = connection(str(self._directory / "s"), uuid.uuid4().hex)
         (self._directory / "connection.json").write_text(json.dumps(info))
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(

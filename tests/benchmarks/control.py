@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.containers import PORTS
+from tests.benchmarks.containers import PORTS, connection
 from tests.benchmarks.peers import Peer, Traces
 
 __all__ = ["BarePeer", "bare_zygote"]
@@ -64,14 +64,7 @@ class BarePeer(Peer):
 
     def start(self) -> dict[str, Any]:
         self._directory = Path(tempfile.mkdtemp(prefix="sk-bench-", dir="/run"))
-        info: dict[str, Any] = {
-            "transport": "ipc",
-            "ip": str(self._directory / "s"),
-            "key": uuid.uuid4().hex,
-            "signature_scheme": "hmac-sha256",
-            "kernel_name": "",
-            **{f"{name}_port": number for number, name in enumerate(PORTS, 1)},
-        }
+        info = connection(str(self._directory / "s"), uuid.uuid4().hex)
         path = self._directory / "connection.json"
         path.write_text(json.dumps(info))
         with contextlib.ExitStack() as stack:

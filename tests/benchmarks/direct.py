@@ -15,7 +15,7 @@ from typing import Any
 
 from sandboxkernel.errors import KernelNotFound
 from sandboxkernel.models import Kernel, KernelCreate
-from tests.benchmarks.containers import PORTS, ContainerPeer
+from tests.benchmarks.containers import ContainerPeer, connection
 from tests.benchmarks.peers import SandboxPeer
 
 __all__ = ["DirectSandboxPeer", "ProcessPeer"]
@@ -39,16 +39,7 @@ class DirectSandboxPeer(SandboxPeer):
         )
         self._id = kernel.id
         assert kernel.connection is not None
-        return {
-            "transport": "ipc",
-            "ip": kernel.connection.ip,
-            "key": key.encode(),
-            "signature_scheme": "hmac-sha256",
-            **{f"{name}_port": number for number, name in enumerate(PORTS, 1)},
-        }
-
-    def restart(self) -> dict[str, Any]:
-        raise NotImplementedError("the manager restarts kernels")
+        return {**connection(kernel.connection.ip, key), "key": key.encode()}
 
     def kernel(self) -> Kernel:
         return self._client.inspect(self._id)

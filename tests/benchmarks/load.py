@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.benchmarks.bench import Bench, attempt, in_blocks
-from tests.benchmarks.client import RawClient, milliseconds_since
+from tests.benchmarks.bench import Bench, attempt, first_reply, in_blocks
 from tests.benchmarks.facts import CpuTimes
 from tests.benchmarks.peers import ManagedPeer
 
@@ -36,7 +35,7 @@ def measure_bells(bench: Bench) -> None:
             peers[0].prepare()
             with ThreadPoolExecutor(count) as pool:
                 began = time.perf_counter()
-                each = list(pool.map(lambda peer: _serve(peer, began), peers))
+                each = list(pool.map(lambda peer: first_reply(peer, began=began), peers))
             for taken in each:
                 last.add(name, taken)
             return [max(each)]
@@ -48,15 +47,6 @@ def measure_bells(bench: Bench) -> None:
                 list(pool.map(_stop, peers))
 
     in_blocks("bell", bench.size.blocks, list(makers), sample)
-
-
-def _serve(peer: ManagedPeer, began: float) -> float:
-    client = RawClient(peer.start())
-    try:
-        client.run_cell()
-        return milliseconds_since(began)
-    finally:
-        client.close()
 
 
 def _stop(peer: ManagedPeer) -> None:
@@ -108,5 +98,5 @@ def _busy_during(work: Callable[[], None]) -> float:
 
 def _start_all(peers: list[ManagedPeer]) -> None:
     for peer in peers:
-        _serve(peer, 0.0)
+        first_reply(peer)
     time.sleep(SETTLE_S)  # what a start leaves to be done later is part of its price

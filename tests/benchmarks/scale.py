@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.benchmarks.bench import Bench, attempt, say
+from tests.benchmarks.bench import Bench, attempt, first_reply, say
 from tests.benchmarks.client import RawClient, milliseconds_since
 from tests.benchmarks.facts import memory_available_mib
 from tests.benchmarks.peers import SandboxPeer
@@ -59,11 +59,7 @@ def _grow(bench: Bench, alive: list[SandboxPeer], count: int) -> bool:
             notes.append(f"stopped at {len(alive)}: {available:.0f} MiB of memory are available")
             return False
         try:
-            client = RawClient(peer.start())
-            try:
-                client.run_cell()
-            finally:
-                client.close()
+            first_reply(peer)
         except Exception as exc:  # whatever it is, it is what the run is about
             reason = f"{type(exc).__name__}: {exc}"
         if not reason:

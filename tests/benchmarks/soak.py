@@ -18,8 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.benchmarks.bench import SCRATCH, say, talking_to
-from tests.benchmarks.client import RawClient, milliseconds_since
+from tests.benchmarks.bench import SCRATCH, first_reply, say, talking_to
 from tests.benchmarks.direct import DirectSandboxPeer
 from tests.benchmarks.peers import CGROUPS
 from tests.support import CGROUP_PARENT, RunningDaemon, remove_cgroups, running_daemon
@@ -71,14 +70,8 @@ def _cycles(
 ) -> list[float]:
     taken = []
     for _ in range(count):
-        began = time.perf_counter()
         try:
-            client = RawClient(peer.start())
-            try:
-                client.run_cell()
-            finally:
-                client.close()
-            taken.append(milliseconds_since(began))
+            taken.append(first_reply(peer))
             paths[peer.kernel().start_path] += 1
         except Exception as exc:  # counted, and the run goes on
             failures[f"{type(exc).__name__}: {exc}"[:160]] += 1

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.bench import PRELOADED, Bench, attempt, in_blocks, say
+from tests.benchmarks.bench import PRELOADED, Bench, attempt, first_reply, in_blocks, say
 from tests.benchmarks.client import RawClient, milliseconds_since
 from tests.benchmarks.containers import (
     BwrapPeer,
@@ -33,27 +33,12 @@ GONE_S = 10.0  # what has not gone by then is a failure
 GONE_POLL_S = 0.0005
 
 
-def first_reply(peer: Peer, code: str = "6*7") -> float:
-    """Milliseconds from the start call to the end of a first cell; the kernel is left running."""
-    began = time.perf_counter()
-    client = RawClient(peer.start())
-    try:
-        if code == "6*7":
-            client.run_cell()
-        else:
-            client.evaluate(code)
-        taken = milliseconds_since(began)
-    finally:
-        client.close()
-    peer.check()
-    return taken
-
-
 def start_and_stop(peer: Peer, code: str = "6*7") -> list[float]:
     """Milliseconds to the first reply, and of the shutdown."""
     try:
         peer.prepare()
         taken = first_reply(peer, code)
+        peer.check()
     except BaseException:
         peer.stop()
         raise
@@ -67,6 +52,7 @@ def start_stop_and_look(peer: ManagedPeer) -> list[float]:
     try:
         peer.prepare()
         taken = first_reply(peer)
+        peer.check()
         traces = peer.traces()
     except BaseException:
         peer.stop()
@@ -131,6 +117,7 @@ def measure_restarts(bench: Bench) -> None:
         peer.prepare()
         try:
             first_reply(peer)
+            peer.check()
             began = time.perf_counter()
             client = RawClient(peer.restart())
             try:
