@@ -57,7 +57,7 @@ def soak(daemon: RunningDaemon, cycles: int) -> tuple[list[Row], dict[str, int],
     failures: Counter[str] = Counter()
     paths: Counter[str] = Counter()
     _cycles(peer, WARM_UP, failures, Counter())
-    rows = [_row(daemon, [float("nan")])]
+    rows = [_row(daemon, [])]
     for part in range(ROWS):
         rows.append(_row(daemon, _cycles(peer, cycles // ROWS, failures, paths)))
         say(f"{(part + 1) * cycles // ROWS} of {cycles}: " + "  ".join(
@@ -84,9 +84,12 @@ def _row(daemon: RunningDaemon, taken: list[float]) -> Row:
     time.sleep(SETTLE_S)  # what is released and made ahead behind the requests
     pid = daemon.process.pid
     launcher = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-    return {
+    latencies = {
         "p50_ms": statistics.median(taken),
         "p99_ms": sorted(taken)[int(len(taken) * 0.99)],
+    } if taken else {}  # fmt: skip
+    return {
+        **latencies,
         "daemon_mib": _rss_mib(pid),
         "launcher_mib": _rss_mib(launcher),
         "daemon_fds": len(os.listdir(f"/proc/{pid}/fd")),
