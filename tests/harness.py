@@ -175,13 +175,18 @@ class Harness:
             yield attempt
             attempt.close()
         finally:
-            self.request("delete", container_id=spec.container_id)
+            self.request("delete", container_id=spec.container_id, cgroups_path=spec.cgroups_path)
 
     def close(self) -> None:
         """End the launcher with everything it holds."""
         self._sock.close()
         self._process.wait(DEADLINE_S)
+        self.remove_staging()
+
+    def remove_staging(self) -> None:
+        """What a launcher leaves in the run directory."""
         os.rmdir(self._staging)
+        os.unlink(f"{self._staging}.lock")
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""

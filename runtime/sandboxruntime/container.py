@@ -23,6 +23,7 @@ from sandboxruntime.init import (
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     Context,
+    close_all_but,
     confine,
     orders_fds,
     report_failure,
@@ -36,7 +37,7 @@ from sandboxruntime.syscalls import CloneFlag
 from sandboxruntime.validate import validate
 from sandboxruntime.zygote import Spare, Zygote, end
 
-__all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit"]
+__all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit", "remove_cgroup"]
 
 STATUS_TOTAL_MAX = 65536  # bytes
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
@@ -71,8 +72,8 @@ class Container:
     exit_fd: int
     oom_fd: int
     cgroup: Cgroup
-    timings: dict[str, float]
-    exited: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+    exited: bool = False  # its program; pid 1 is there until the container is deleted
     out_of_memory: bool = False
 
 
@@ -141,7 +142,8 @@ def create(
     """Make a container up to the point where its process waits for the hand-over.
 
     Its pid 1 is a fork of this process, of a zygote's, or a spare, which is used up. Borrows both
-    descriptors. On failure raises a ContainerError and leaves nothing behind.
+    descriptors; `log_fd` is the write end of a pipe. On failure raises a ContainerError and leaves
+    nothing behind.
     """
     timer = _Timer(host.fail_at)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as temporary:
@@ -165,6 +167,8 @@ def create(
                 bind_fds.append(host.mounts.open_bind(bind, spec))
                 temporary.callback(os.close, bind_fds[-1])
         status, ending = _Pipe(temporary), _Pipe(temporary)
+        kept_log = os.open(f"/proc/self/fd/{log_fd}", os.O_RDONLY | os.O_NONBLOCK)
+        temporary.callback(os.close, kept_log)
         context = Context(
             spec=spec,
             status_fd=status.write,
@@ -173,6 +177,7 @@ def create(
             log_fd=log_fd,
             cgroup_fds=[],
             seccomp_program=program,
+            kept_fds=[ending.read, kept_log],
             root_fd=root_fd,
             bind_fds=bind_fds,
             fail_at=host.fail_at,
@@ -210,7 +215,7 @@ def _cgroup_for(
     cgroup = Cgroup.create(
         host.layout, spec.cgroups_path, spec.limits, kill_as_unit=not spec.zygote
     )
-    undo.callback(_remove_cgroup, cgroup)
+    undo.callback(remove_cgroup, cgroup)
     return cgroup
 
 
@@ -337,8 +342,8 @@ def _joining_child(context: Context, container_pidfd: int) -> NoReturn:
 def _wait_for_joined(context: Context, child: int) -> NoReturn:
     """Outside the PID namespace: pass the wait status on. Nothing of the image runs here."""
     try:
-        os.close(context.status_fd)
-        os.close(context.handover_fd)
+        # Not the launcher's sockets, above all: whoever is at their other end must see it end.
+        close_all_but((context.exit_fd,))
         # Without the check of capabilities.drop_all(): our /proc/self is in another namespace.
         capabilities.drop_bounding()
         syscalls.capset(0, 0, 0)
@@ -388,16 +393,13 @@ def read_exit(exit_fd: int) -> int | None:
 def delete(host: Host, container: Container) -> None:
     """Kill what is left and give everything back. Idempotent towards a half-gone container."""
     container.cgroup.kill()
-    if not container.exited:
-        end(container.pidfd)
-        container.exited = True
-    else:
-        os.close(container.pidfd)
+    end(container.pidfd)
     os.close(container.exit_fd)
     container.cgroup.remove()
     host.mounts.release_rootfs(container.spec)
 
 
-def _remove_cgroup(cgroup: Cgroup) -> None:
+def remove_cgroup(cgroup: Cgroup) -> None:
+    """End what is in a cgroup and remove it. Idempotent."""
     cgroup.kill()
     cgroup.remove()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from sandboxruntime import syscalls
-from sandboxruntime.channel import MAX_FDS, recv_exact
+from sandboxruntime.channel import MAX_FDS, close_fds, recv_exact
 
 __all__ = [
     "FIRST_FD",
@@ -92,9 +92,12 @@ def read_result(data: bytes) -> Result:
     return Result(failure, executed)
 
 
-def become_program(handover_fd: int, exit_fd: int, status_fd: int) -> NoReturn:
-    """Greet, receive the payload, exec. Never returns; ends with 126 or 127 as a shell would."""
-    execute(*take_over(handover_fd, exit_fd, status_fd))
+def become_program(handover_fd: int, *others: int) -> NoReturn:
+    """Greet, receive the payload, exec. Never returns; ends with 126 or 127 as a shell would.
+
+    `others` are descriptors of whoever made this process; they are closed first.
+    """
+    execute(*take_over(handover_fd, *others))
 
 
 def execute(
@@ -111,17 +114,13 @@ def execute(
         _refuse(sock, exc)
 
 
-def take_over(
-    handover_fd: int, exit_fd: int, status_fd: int
-) -> tuple[socket.socket, list[str], dict[str, str]]:
-    """Greet, receive the payload, put its files, descriptors and directory in place.
+def take_over(handover_fd: int, *others: int) -> tuple[socket.socket, list[str], dict[str, str]]:
+    """Close `others`, greet, receive the payload, put its files and descriptors in place.
 
     Returns the socket, argv and environment. Closing the socket, as an exec does, tells the
     daemon that the hand-over has succeeded. On failure the daemon is told and the process ends.
     """
-    os.close(status_fd)
-    if exit_fd >= 0:
-        os.close(exit_fd)
+    close_fds([*others])
     # Out of the way of the numbers that the payload's descriptors will take.
     sock = socket.socket(fileno=fcntl.fcntl(handover_fd, fcntl.F_DUPFD_CLOEXEC, _SOCKET_FD_MIN))
     os.close(handover_fd)

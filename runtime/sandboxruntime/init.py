@@ -7,10 +7,15 @@ kernel. That process greets the daemon over the hand-over socket (the daemon lea
 pidfd from the message's own credentials), is verified from outside, receives environment, key
 and sockets, and execs the image's program. Pid 1 never sees a key; it reaps, forwards signals
 and reports the exit. Any failure is written as JSON to the status pipe, followed by _exit.
+
+Pid 1 outlives launcher and daemon, and keeps what the next ones need: the read ends of its exit
+pipe and of the log (readopt.py finds them). Once its program has ended it stays, with the exit
+status in the pipe, until somebody who has read that kills it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -36,6 +41,7 @@ __all__ = [
     "Context",
     "be_init",
     "begin_session",
+    "close_all_but",
     "confine",
     "context_from",
     "join_keyring",
@@ -46,6 +52,8 @@ __all__ = [
 
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
+REPORT_AGAIN_S = 0.1
+FIONREAD = 0x541B  # asm-generic/ioctls.h: bytes in a pipe
 STATUS_BYTES_MAX = 4000  # one write to a pipe of up to PIPE_BUF bytes is atomic
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 _FORWARDED = (
@@ -65,7 +73,8 @@ class Context:
     """What set-up needs in the child. Descriptors are inherited from the launcher.
 
     `status_fd` takes a failure or, at the end, the timings; `handover_fd` is the stream socket
-    to the daemon; `exit_fd` takes the kernel's wait status; `attach_fd` is where the root goes.
+    to the daemon; `exit_fd` takes the kernel's wait status; `kept_fds` are the read ends of that
+    pipe and of the log; `attach_fd` is where the root goes.
     """
 
     spec: Spec
@@ -77,6 +86,7 @@ class Context:
     seccomp_program: bytes
     attach_fd: int = -1
     root_fd: int = -1
+    kept_fds: list[int] = field(default_factory=list)
     bind_fds: list[int] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     fail_at: Step | None = None
@@ -86,13 +96,13 @@ def orders_fds(context: Context) -> list[int]:
     """The descriptors of a context in the order in which context_from() takes them. Pure."""
     return [
         context.status_fd, context.handover_fd, context.exit_fd, context.log_fd, context.root_fd,
-        *context.bind_fds,
+        *context.kept_fds, *context.bind_fds,
     ]  # fmt: skip
 
 
 def context_from(spec: Spec, seccomp_program: bytes, attach_fd: int, fds: list[int]) -> Context:
     """A context made of descriptors that came over a socket. Pure."""
-    status_fd, handover_fd, exit_fd, log_fd, root_fd, *bind_fds = fds
+    status_fd, handover_fd, exit_fd, log_fd, root_fd, kept_exit, kept_log, *bind_fds = fds
     return Context(
         spec=spec,
         status_fd=status_fd,
@@ -103,6 +113,7 @@ def context_from(spec: Spec, seccomp_program: bytes, attach_fd: int, fds: list[i
         seccomp_program=seccomp_program,
         attach_fd=attach_fd,
         root_fd=root_fd,
+        kept_fds=[kept_exit, kept_log],
         bind_fds=bind_fds,
     )
 
@@ -188,10 +199,12 @@ def _close_fds(context: Context) -> None:
     os.dup2(null_fd, 0)
     os.dup2(context.log_fd, 1)
     os.dup2(context.log_fd, 2)
-    _close_all_but((0, 1, 2, context.status_fd, context.handover_fd, context.exit_fd))
+    sockets = (context.status_fd, context.handover_fd, context.exit_fd)
+    close_all_but((0, 1, 2, *sockets, *context.kept_fds))
 
 
-def _close_all_but(keep: Iterable[int]) -> None:
+def close_all_but(keep: Iterable[int]) -> None:
+    """Close every descriptor but these."""
     first = 0
     for fd in sorted(set(keep)):
         if fd > first:
@@ -301,15 +314,15 @@ def run_init(context: Context) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     child = os.fork()
     if child == 0:
-        become_program(context.handover_fd, context.exit_fd, context.status_fd)
+        become_program(context.handover_fd, context.exit_fd, context.status_fd, *context.kept_fds)
     be_init(context, child)
 
 
 def be_init(context: Context, child: int) -> NoReturn:
     """Pid 1 once its child is there: report the timings, let go of everything, look after it."""
     os.write(context.status_fd, json.dumps({"timings": context.timings}).encode() + b"\n")
-    # From here on pid 1 holds nothing but the exit pipe.
-    _close_all_but((0, 1, 2, context.exit_fd))
+    # From here on pid 1 holds nothing but the exit pipe, and what it keeps for others.
+    close_all_but((0, 1, 2, context.exit_fd, *context.kept_fds))
     null_fd = os.open("/dev/null", os.O_RDWR)
     for fd in (1, 2):  # the log must reach its end when the kernel's processes are gone
         os.dup2(null_fd, fd)
@@ -319,19 +332,33 @@ def be_init(context: Context, child: int) -> NoReturn:
 
 def _reap_and_forward(context: Context, child: int) -> NoReturn:
     waited = {signal.SIGCHLD, *_FORWARDED}
-    reported = False
+    ended: int | None = None
     while True:
         received = signal.sigwait(waited)
         if received != signal.SIGCHLD:
             _forward(child, received)
             continue
         status, alone = _reap(child)
-        if status is not None:
+        ended = status if status is not None else ended
+        # A zygote's namespace has the containers in it that it forked: they may go on.
+        if ended is not None and (alone or not context.spec.zygote):
+            _report_exit(context, ended)
+
+
+def _report_exit(context: Context, status: int) -> NoReturn:
+    """End what is left in the namespace, tell the status, and wait to be killed.
+
+    A launcher may take the status and be killed before it has passed it on: the pipe is filled
+    again for the next one.
+    """
+    with contextlib.suppress(ProcessLookupError):  # there is nobody else
+        os.kill(-1, signal.SIGKILL)  # of this namespace, all but pid 1 (kill(2))
+    exit_read, empty = context.kept_fds[0], bytes(4)
+    while True:
+        if fcntl.ioctl(exit_read, FIONREAD, empty) == empty:
             os.write(context.exit_fd, struct.pack("i", status))
-            reported = True
-        # With pid 1 the whole namespace ends, and the containers that a zygote forked are in it.
-        if reported and (alone or not context.spec.zygote):
-            os._exit(0)
+        _reap(-1)
+        time.sleep(REPORT_AGAIN_S)
 
 
 def _reap(child: int) -> tuple[int | None, bool]:

@@ -2,12 +2,13 @@
 
 Requests are JSON objects with `op`, `serial` and descriptors (channel.py); every request gets
 one reply with its serial; exits are reported as events. When the daemon's socket closes, the
-launcher deletes its containers and ends.
+launcher ends and leaves its containers alone: the next daemon's launcher adopts them.
 
 op       members                  descriptors              reply
 create   spec, zygote, spare      hand-over socket, log    pid, timings, path; pidfd of pid 1
+adopt    spec, pid                                         log
 exec     container_id             hand-over socket, log    exec_id
-delete   container_id                                      (nothing)
+delete   container_id, cgroups_path                        (nothing)
 forget   upper                                             released: bool
 adopt_zygote   container_id       its control socket       (nothing)
 retire_zygote  container_id                                (nothing)
@@ -21,6 +22,7 @@ tells: spare, warm or cold. Events are exit, exec_exit, spare_exit and zygote_ex
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import selectors
@@ -34,10 +36,11 @@ from typing import Any
 
 from sandboxruntime import container as containers
 from sandboxruntime import syscalls
-from sandboxruntime.cgroup import Limits, read_layout
+from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.container import Container, Host, Joined
-from sandboxruntime.errors import ContainerError, ContainerNotFound
+from sandboxruntime.errors import ContainerError, ContainerNotFound, StateError
+from sandboxruntime.readopt import adopt
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec, from_json
 from sandboxruntime.steps import Step
@@ -46,6 +49,7 @@ from sandboxruntime.zygote import Spare, Zygote
 
 __all__ = ["Launcher", "encode_error", "main"]
 
+Message = dict[str, Any]
 FAULT_VARIABLE = "SANDBOXRUNTIME_FAIL_AT"  # a Step: the fault-injection tests set it
 
 
@@ -79,21 +83,13 @@ class Launcher:
         self._selector.register(sock, selectors.EVENT_READ, self._serve)
 
     def run(self) -> None:
-        """Serve until the daemon's socket closes, then delete what is left."""
-        try:
-            while self._running:
-                for key, _ in self._selector.select():
-                    # An earlier callback of this round may have deleted what this one is for.
-                    if self._selector.get_map().get(key.fd) is key:
-                        callback: Callable[[], None] = key.data
-                        callback()
-        finally:
-            for name in list(self._spares):
-                if (spare := self._take_spare(name)) is not None:
-                    _survive(spare.discard)
-            for container in list(self._containers.values()):
-                self._delete(container)
-            self._host.mounts.close()
+        """Serve until the daemon's socket closes. Its mounts end with this process."""
+        while self._running:
+            for key, _ in self._selector.select():
+                # An earlier callback of this round may have deleted what this one is for.
+                if self._selector.get_map().get(key.fd) is key:
+                    callback: Callable[[], None] = key.data
+                    callback()
 
     def _serve(self) -> None:
         message, fds = recv_message(self._sock)
@@ -113,50 +109,50 @@ class Launcher:
     def _dispatch(
         self, message: dict[str, Any], fds: list[int], reply_fds: list[int]
     ) -> dict[str, Any]:
-        match message["op"]:
-            case "create":
-                spec = from_json(Spec, message["spec"])
-                path, source = self._source(message)
-                created = containers.create(
-                    self._host, spec, handover_fd=fds[0], log_fd=fds[1], source=source
-                )
-                self._adopt(created)
-                reply_fds.append(created.pidfd)
-                return {
-                    "pid": created.pid,
-                    "timings": created.timings,
-                    "path": path,
-                }
-            case "exec":
-                container = self._find(message["container_id"])
-                joined = containers.join(
-                    self._host, container, handover_fd=fds[0], output_fd=fds[1]
-                )
-                return {"exec_id": self._watch_joined(joined)}
-            case "delete":
-                # Idempotent: a daemon whose create failed or was given up cannot know.
-                if (known := self._containers.get(message["container_id"])) is not None:
-                    self._delete(known)
-                return {}
-            case "adopt_zygote":
-                spec = self._find(message["container_id"]).spec
-                self._adopt_zygote(Zygote(spec, socket.socket(fileno=os.dup(fds[0]))))
-                return {}
-            case "retire_zygote":
-                self._retire(message["container_id"])
-                return {}
-            case "park":
-                self._park(message)
-                return {}
-            case "unpark":
-                spare = self._take_spare(message["spare"])
-                if spare is not None:
-                    spare.discard()
-                return {}
-            case "forget":
-                return {"released": self._host.mounts.forget(message["upper"])}
-            case other:
-                raise ContainerError(f"unknown operation {other!r}")
+        operation = _OPERATIONS.get(message["op"])
+        if operation is None:
+            raise ContainerError(f"unknown operation {message['op']!r}")
+        return operation(self, message, fds, reply_fds) or {}
+
+    def _create(self, message: Message, fds: list[int], reply_fds: list[int]) -> Message:
+        spec = from_json(Spec, message["spec"])
+        path, source = self._source(message)
+        created = containers.create(
+            self._host, spec, handover_fd=fds[0], log_fd=fds[1], source=source
+        )
+        self._watch(created)
+        reply_fds.append(created.pidfd)
+        return {"pid": created.pid, "timings": created.timings, "path": path}
+
+    def _adopt(self, message: Message, _fds: list[int], reply_fds: list[int]) -> None:
+        spec = from_json(Spec, message["spec"])
+        if spec.container_id in self._containers:
+            raise StateError(
+                f"container {spec.container_id} is adopted already",
+                container_id=spec.container_id, status="running",
+            )  # fmt: skip
+        adopted, log_fd = adopt(self._host, spec, message["pid"])
+        reply_fds.append(log_fd)
+        self._watch(adopted)
+
+    def _exec(self, message: Message, fds: list[int], _reply_fds: list[int]) -> Message:
+        container = self._find(message["container_id"])
+        joined = containers.join(self._host, container, handover_fd=fds[0], output_fd=fds[1])
+        return {"exec_id": self._watch_joined(joined)}
+
+    def _delete_named(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
+        # Idempotent: a daemon whose create failed or was given up cannot know.
+        if (known := self._containers.get(message["container_id"])) is not None:
+            self._delete(known)
+        else:  # one that a former launcher was making
+            containers.remove_cgroup(Cgroup(self._host.layout, message["cgroups_path"]))
+
+    def _forget(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> Message:
+        return {"released": self._host.mounts.forget(message["upper"])}
+
+    def _unpark(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
+        if (spare := self._take_spare(message["spare"])) is not None:
+            spare.discard()
 
     def _source(self, message: dict[str, Any]) -> tuple[str, Zygote | Spare | None]:
         spare = self._take_spare(message.get("spare") or "")
@@ -165,7 +161,7 @@ class Launcher:
         zygote = self._zygotes.get(message.get("zygote") or "")
         return ("warm", zygote) if zygote is not None else ("cold", None)
 
-    def _park(self, message: dict[str, Any]) -> None:
+    def _park(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
         zygote = self._zygotes.get(message["zygote"])
         if zygote is None:
             raise ContainerNotFound(message["zygote"])
@@ -192,17 +188,15 @@ class Launcher:
         except KeyError:
             raise ContainerNotFound(container_id) from None
 
-    def _adopt(self, container: Container) -> None:
+    def _watch(self, container: Container) -> None:
         self._containers[container.spec.container_id] = container
         register = self._selector.register
         on_exit, on_oom = partial(self._on_exit, container), partial(self._on_oom, container)
-        register(container.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
+        register(container.exit_fd, selectors.EVENT_READ, partial(_survive, on_exit))
         register(container.oom_fd, selectors.EVENT_READ, partial(_survive, on_oom))
 
     def _on_exit(self, container: Container) -> None:
-        self._selector.unregister(container.pidfd)
-        with contextlib.suppress(ChildProcessError):  # a zygote's child, which Linux reaps
-            os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED)
+        self._selector.unregister(container.exit_fd)
         container.exited = True
         usage = container.cgroup.usage()
         self._send(
@@ -241,7 +235,9 @@ class Launcher:
         self._selector.register(joined.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
         return exec_id
 
-    def _adopt_zygote(self, zygote: Zygote) -> None:
+    def _adopt_zygote(self, message: Message, fds: list[int], _reply_fds: list[int]) -> None:
+        spec = self._find(message["container_id"]).spec
+        zygote = Zygote(spec, socket.socket(fileno=os.dup(fds[0])))
         name = zygote.container_id
         self._zygotes[name] = zygote
 
@@ -253,6 +249,9 @@ class Launcher:
 
         self._selector.register(zygote, selectors.EVENT_READ, partial(_survive, on_end))
 
+    def _retire_zygote(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
+        self._retire(message["container_id"])
+
     def _retire(self, container_id: str) -> None:
         """Let a zygote end. Its container lives on, as the parent of what it forked."""
         zygote = self._zygotes.pop(container_id, None)
@@ -263,7 +262,7 @@ class Launcher:
     def _delete(self, container: Container) -> None:
         self._retire(container.spec.container_id)
         with contextlib.suppress(KeyError):  # unregistered when its exit was seen
-            self._selector.unregister(container.pidfd)
+            self._selector.unregister(container.exit_fd)
         self._selector.unregister(container.oom_fd)
         del self._containers[container.spec.container_id]
         containers.delete(self._host, container)
@@ -272,11 +271,28 @@ class Launcher:
         try:
             send_message(self._sock, message, fds)
         except BrokenPipeError:
-            self._running = False  # the daemon has gone; run() cleans up
+            self._running = False  # the daemon has gone
+
+
+# Every one takes the message, its descriptors, and the list for the reply's.
+_OPERATIONS: dict[str, Callable[[Launcher, Message, list[int], list[int]], Message | None]] = {
+    "create": Launcher._create,
+    "adopt": Launcher._adopt,
+    "exec": Launcher._exec,
+    "delete": Launcher._delete_named,
+    "forget": Launcher._forget,
+    "adopt_zygote": Launcher._adopt_zygote,
+    "retire_zygote": Launcher._retire_zygote,
+    "park": Launcher._park,
+    "unpark": Launcher._unpark,
+}
 
 
 def main() -> None:
-    """Serve the socket given as descriptor argv[1], with argv[2] as staging directory."""
+    """Serve the socket given as descriptor argv[1], with argv[2] as staging directory.
+
+    Only one launcher serves a staging directory: the next one waits until this one has ended.
+    """
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)
     os.setsid()
@@ -289,6 +305,7 @@ def main() -> None:
     syscalls.unshare(CloneFlag.NEWNS)
     # Slave: later mounts of the host (homes) arrive here, ours never leave.
     syscalls.mount("none", "/", None, MountFlag.REC | MountFlag.SLAVE)
+    lock_fd = _only_one(f"{sys.argv[2]}.lock")
     fault = os.environ.get(FAULT_VARIABLE)
     host = Host(
         layout=read_layout(),
@@ -301,6 +318,19 @@ def main() -> None:
     gc.freeze()
     send_message(sock, {"event": "ready", "pid": os.getpid()})
     Launcher(sock, host).run()
+    os.close(lock_fd)
+
+
+def _only_one(path: str) -> int:
+    """Wait for the lock of a staging directory; a descriptor that holds it.
+
+    A former launcher, whose daemon was killed, may be in the middle of a start. The lock is of the
+    process alone (fcntl(2), F_SETLKW): no container inherits it.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.lockf(fd, fcntl.LOCK_EX)
+    return fd
 
 
 if __name__ == "__main__":

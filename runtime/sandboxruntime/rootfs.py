@@ -10,17 +10,20 @@ import contextlib
 import errno
 import os
 import shutil
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
+from sandboxruntime.channel import recv_message, send_message
 from sandboxruntime.errors import HostError, SetupError, SpecError
 from sandboxruntime.namespaces import make_user_namespace
 from sandboxruntime.spec import Bind, Credentials, IdMapping, Rootfs, Spec
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import (
     AT_EMPTY_PATH,
+    CloneFlag,
     MountAttr,
     MountFlag,
     MoveMountFlag,
@@ -94,6 +97,23 @@ class MountFactory:
         overlay.users += 1
         return fd
 
+    def adopt_rootfs(self, spec: Spec, container_pidfd: int) -> None:
+        """Count one user of an overlay that another launcher has mounted.
+
+        Where this one has no mount of it yet, it clones the container's own: a second overlay on
+        the same upper directory would be undefined behaviour (overlayfs.rst).
+        """
+        key = (spec.rootfs, spec.uid_mappings)
+        overlay = self._overlays.get(key)
+        if overlay is None:
+            fd = _clone_root(container_pidfd)
+            try:
+                overlay = _Overlay(spec.rootfs, self._attach(fd))
+            finally:
+                os.close(fd)
+            self._overlays[key] = overlay
+        overlay.users += 1
+
     def release_rootfs(self, spec: Spec) -> None:
         """Give back one use. The overlay stays mounted for the next start, for a while."""
         key = (spec.rootfs, spec.uid_mappings)
@@ -142,14 +162,6 @@ class MountFactory:
             ) from exc
         return fd
 
-    def close(self) -> None:
-        """Unmount what is left."""
-        for key in list(self._overlays):
-            self._unmount(key)
-        for fd in self._namespaces.values():
-            os.close(fd)
-        self._namespaces.clear()
-
     def _refuse_shared_upper(self, rootfs: Rootfs) -> None:
         # Two live overlays on one upper directory are undefined behaviour (overlayfs.rst).
         for overlay in self._overlays.values():
@@ -165,6 +177,10 @@ class MountFactory:
         userns_fd = None
         if not spec.zygote:
             userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
+        if spec.rootfs.volatile:
+            # The mark is for a crash of the host, after which such a layer must not be used
+            # (overlayfs.rst, "Volatile mount"); this host is up, and its page cache is right.
+            shutil.rmtree(f"{spec.rootfs.work}/work/incompat", ignore_errors=True)
         with contextlib.ExitStack() as stack:
             lower = []
             for layer in spec.rootfs.lower:
@@ -181,20 +197,21 @@ class MountFactory:
             syscalls.fsconfig_create(fs_fd)
             mount_fd = syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV)
             stack.callback(os.close, mount_fd)
-            mount_point = self._new_directory()
-            syscalls.move_mount(
-                mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH
-            )
-            return mount_point
+            return self._attach(mount_fd)
+
+    def _attach(self, mount_fd: int) -> str:
+        mount_point = self._new_directory()
+        syscalls.move_mount(
+            mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH
+        )
+        return mount_point
 
     def _mount_lower(self, layer: str, userns_fd: int | None) -> str:
         fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, _CLONE)
         try:
             attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV
             _set_attributes(fd, attributes, userns_fd)
-            mount_point = self._new_directory()
-            syscalls.move_mount(fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH)
-            return mount_point
+            return self._attach(fd)
         except OSError as exc:
             if exc.errno == errno.EINVAL:
                 raise HostError(
@@ -245,16 +262,35 @@ class MountFactory:
         overlay = self._overlays.pop(key)
         syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
         os.rmdir(overlay.mount_point)
-        if overlay.rootfs.volatile:
-            # The mark is for a crash of the host, after which such a layer must not be used
-            # (overlayfs.rst, "Volatile mount"); this host is up, and its page cache is right.
-            shutil.rmtree(f"{overlay.rootfs.work}/work/incompat", ignore_errors=True)
 
     def _new_directory(self) -> str:
         self._serial += 1
         path = f"{self._staging}/{self._serial}"
         os.mkdir(path, 0o700)
         return path
+
+
+def _clone_root(container_pidfd: int) -> int:
+    """A detached copy of the root mount of a container's mount namespace; the caller owns it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            # A process of its own: one that entered the namespace would have to come back.
+            try:
+                syscalls.setns(container_pidfd, CloneFlag.NEWNS)
+                send_message(theirs, {}, [syscalls.open_tree(syscalls.AT_FDCWD, "/", _CLONE)])
+            except OSError as exc:
+                send_message(theirs, {"errno": exc.errno, "message": str(exc)})
+            finally:
+                os._exit(0)
+        theirs.close()
+        message, fds = recv_message(ours)
+        os.waitpid(child, 0)
+        if not fds:
+            found = message or {"errno": errno.EIO, "message": "the helper ended without a word"}
+            raise OSError(found["errno"], f"cannot clone a container's root: {found['message']}")
+        return fds[0]
 
 
 @contextlib.contextmanager

@@ -27,8 +27,10 @@ __all__ = [
     "check_status",
     "count_filters",
     "read_facts",
+    "start_ticks",
     "verify",
     "verify_init",
+    "verify_running",
 ]
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
@@ -96,6 +98,30 @@ def verify(
         raise VerifyError(f"the process is outside its cgroup: {mismatches}", check="cgroup")
 
 
+def verify_running(
+    facts: Facts, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int
+) -> None:
+    """Check a program that runs already, for whoever takes it over. Raises VerifyError.
+
+    What it may have changed is left out: descriptors, directory, limits lowered, filters added.
+    """
+    _raise_first(
+        {
+            "namespaces": lambda: _check_namespaces(facts, spec, host_namespaces),
+            "credentials": lambda: _check_credentials(facts.status, spec),
+            "id_maps": lambda: _check_id_maps(facts, spec),
+            "capabilities": lambda: _check_capabilities(facts.status),
+            "no_new_privs": lambda: _expect(facts.status, "NoNewPrivs", "1"),
+            "seccomp": lambda: (
+                _expect(facts.status, "Seccomp", SECCOMP_MODE_FILTER)
+                or _at_least(facts.status, "Seccomp_filters", filters)
+            ),
+            "mounts": lambda: _check_mounts(facts, spec),
+            "cgroup": lambda: "; ".join(cgroup.check_membership(facts.cgroup)) or None,
+        }
+    )
+
+
 def verify_init(pid: int, pidfd: int, spec: Spec, *, filters: int) -> None:
     """Check pid 1 of a container once it has said that it is confined.
 
@@ -148,6 +174,12 @@ def _raise_first(checks: Mapping[str, Callable[[], str | None]]) -> None:
             raise VerifyError(f"outside verification failed at {name}: {problem}", check=name)
 
 
+def start_ticks(pid: int) -> int:
+    """When a process was started, in clock ticks after boot (proc_pid_stat(5), starttime)."""
+    # The name, in parentheses, may hold anything; the fields are counted from behind it.
+    return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+
+
 def count_filters() -> int:
     """How many seccomp filters this process is under, and so what it starts (proc(5), status)."""
     status = _read("/proc/self/status")
@@ -158,6 +190,11 @@ def count_filters() -> int:
 def _expect(status: Mapping[str, str], key: str, value: str) -> str | None:
     found = status.get(key, "missing").strip()
     return None if found == value else f"{key} is {found}, not {value}"
+
+
+def _at_least(status: Mapping[str, str], key: str, least: int) -> str | None:
+    found = int(status.get(key, "0"))
+    return None if found >= least else f"{key} is {found}, less than {least}"
 
 
 def _check_namespaces(facts: Facts, spec: Spec, host: Mapping[str, int]) -> str | None:

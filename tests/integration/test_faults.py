@@ -76,4 +76,4 @@ def test_killing_the_launcher_leaves_processes_in_their_cgroup_for_the_next_daem
         wait_until(lambda: not any((Path(p) / "cgroup.procs").read_text() for p in our_cgroups()))
         for path in our_cgroups():
             os.rmdir(path)
-    os.rmdir(running._staging)
+    running.remove_staging()

@@ -149,14 +149,15 @@ def _remaining(steps: dict[Any, Any]) -> dict[Any, Any]:
 def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populate) -> Taken:
     """The kernel's process: confined by the same steps, in what pid 1 has made."""
     from sandboxruntime import init
+    from sandboxruntime.channel import close_fds
     from sandboxruntime.handover import take_over
     from sandboxruntime.steps import Step
 
     try:
         populate()
         context = _receive_orders(start, -1)
-        os.close(context.exit_fd)  # pid 1's alone
-        context.exit_fd = -1
+        close_fds([context.exit_fd, *context.kept_fds])  # pid 1's alone
+        context.exit_fd, context.kept_fds = -1, []
     except BaseException:
         os._exit(70)
 
@@ -178,7 +179,7 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
         **{step: function for step, function in init.JOIN_STEPS.items() if step not in early},
     }
     init.confine(context, steps)
-    return take_over(context.handover_fd, -1, context.status_fd)
+    return take_over(context.handover_fd, context.status_fd)
 
 
 def _receive_orders(start: socket.socket, attach_fd: int) -> Any:
