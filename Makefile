@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser bench bench-peers bench-scale soak docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser bench bench-peers bench-scale soak crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -23,7 +23,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh tools/apt-install.sh python3-venv
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime kernelspecs -type f -not -name '*.pyc')
+$(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime kernelspecs packaging -type f -not -name '*.pyc')
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[lab]' nbclient nbconvert numpy
 	@touch $@
 
@@ -84,6 +84,9 @@ bench-peers: $(BENCH_STAMP) ## The first reply beside bubblewrap, runc, docker a
 bench-scale: $(BENCH_STAMP) ## The first reply among 1 to 500 kernels, and how far it goes to 1000
 	$(BENCH) --only scale --json docs/benchmarks/scale.json
 	$(BENCH).report docs/benchmarks/*.json
+
+crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random moments; 6 minutes
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.crashes --json docs/benchmarks/crashes.json
 
 soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes
 	$(BENCH).soak --json docs/benchmarks/soak.json

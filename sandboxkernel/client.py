@@ -9,27 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import select
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from sandboxkernel.errors import DaemonUnavailable, SandboxError, error_from_problem
+from sandboxkernel.errors import DaemonUnavailable, error_from_problem
+from sandboxkernel.exitwatch import ExitWatch
 from sandboxkernel.models import (
     DiskUsage,
     Event,
     ExecExit,
     ExecOutput,
     ExecRequest,
-    ExitInfo,
     Image,
     ImageList,
     ImagePrepare,
     Kernel,
+    KernelConnection,
     KernelCreate,
     KernelList,
     KernelRestart,
@@ -44,113 +43,13 @@ from sandboxkernel.models import (
     ZygoteList,
 )
 from sandboxkernel.paths import api_socket_path
+from sandboxkernel.unixhttp import UnixConnection, error_from_response, unavailable
 
 __all__ = ["AsyncSandboxClient", "ExitWatch", "SandboxClient"]
 
-CONNECT_TIMEOUT_S = 10.0
 # A first start may build the host image; everything else answers at once.
 REQUEST_TIMEOUT_S = 300.0
 T = TypeVar("T")
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP/1.1 over AF_UNIX."""
-
-    def __init__(self, path: Path, timeout_s: float | None) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-        self._timeout_s = timeout_s
-
-    def connect(self) -> None:
-        """Connect to the daemon's socket. Raises DaemonUnavailable."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(CONNECT_TIMEOUT_S)
-            sock.connect(str(self._path))
-            sock.settimeout(self._timeout_s)
-        except OSError as exc:
-            sock.close()
-            raise _unavailable(self._path, exc) from exc
-        self.sock = sock
-
-
-def _unavailable(path: Path, exc: OSError) -> DaemonUnavailable:
-    if isinstance(exc, PermissionError):
-        return DaemonUnavailable(
-            f"not allowed to connect to {path}",
-            hint="This daemon serves root only; ask the administrator for a system daemon.",
-        )
-    return DaemonUnavailable(
-        f"no sandboxkernel daemon answers on {path}",
-        hint="Start one as root with `sandboxkerneld` (or its service), or set SANDBOXKERNEL_HOST.",
-    )
-
-
-class ExitWatch:
-    """One open connection on which the end of a kernel's process will be told.
-
-    `poll` costs one poll(2): a provisioner calls it ten times a second.
-    """
-
-    def __init__(self, open_connection: Callable[[], http.client.HTTPConnection]) -> None:
-        self._open = open_connection
-        self._connection: http.client.HTTPConnection | None = open_connection()
-        self._exit: ExitInfo | None = None
-
-    def fileno(self) -> int:
-        """Becomes readable at the end; -1 when it has been told."""
-        sock = self._connection.sock if self._connection else None
-        return sock.fileno() if sock is not None else -1
-
-    def poll(self) -> ExitInfo | None:
-        """The end if it has come. Raises DaemonUnavailable when the daemon has gone for good."""
-        waiting = self._exit is None and self._connection is not None
-        if waiting and _readable(self.fileno(), 0):
-            self._exit = self._read()
-        return self._exit
-
-    def wait(self, timeout_s: float | None = None) -> ExitInfo | None:
-        """Block until the end, or for a while."""
-        if self._exit is None and self._connection is not None:
-            _readable(self.fileno(), timeout_s)
-        return self.poll()
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _read(self) -> ExitInfo:
-        assert self._connection is not None
-        try:
-            response = self._connection.getresponse()
-            data = response.read()
-        except (OSError, http.client.HTTPException) as exc:
-            self.close()
-            raise DaemonUnavailable(
-                "the sandboxkernel daemon went away while the kernel ran",
-                hint="Its administrator may have restarted it; restart the kernel.",
-            ) from exc
-        self.close()
-        if response.status != http.client.OK:
-            raise _problem(response.status, data)
-        return msgspec.json.decode(data, type=ExitInfo)
-
-
-def _readable(fd: int, timeout_s: float | None) -> bool:
-    """poll(2): select(2) knows no descriptor above 1023, and a server may have more."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
-
-
-def _problem(status: int, data: bytes) -> SandboxError:
-    try:
-        problem = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError:
-        return SandboxError(f"the daemon answered {status}: {data[:200]!r}")
-    return error_from_problem(problem)
 
 
 class SandboxClient:
@@ -168,13 +67,13 @@ class SandboxClient:
     def _send(
         self, method: str, path: str, body: object = None, *, timeout_s: float | None
     ) -> http.client.HTTPConnection:
-        connection = _UnixConnection(self.socket_path, timeout_s)
+        connection = UnixConnection(self.socket_path, timeout_s)
         data = None if body is None else msgspec.json.encode(body)
         try:
             connection.request(method, path, data, {"Content-Type": "application/json"})
         except OSError as exc:
             connection.close()
-            raise _unavailable(self.socket_path, exc) from exc
+            raise unavailable(self.socket_path, exc) from exc
         return connection
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
@@ -188,7 +87,7 @@ class SandboxClient:
                     f"the daemon did not answer {method} {path}: {exc or type(exc).__name__}"
                 ) from exc
             if response.status >= http.client.BAD_REQUEST:
-                raise _problem(response.status, data)
+                raise error_from_response(response.status, data)
             return data
 
     def _get(self, path: str, model: type[T], **query: object) -> T:
@@ -203,7 +102,7 @@ class SandboxClient:
         with contextlib.closing(connection):
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
-                raise _problem(response.status, response.read())
+                raise error_from_response(response.status, response.read())
             for line in response:
                 if line.startswith(b'{"error":'):
                     raise error_from_problem(msgspec.json.decode(line)["error"])
@@ -234,6 +133,10 @@ class SandboxClient:
     def inspect(self, name: str) -> Kernel:
         """One kernel with everything known about it."""
         return self._get(f"/v1/kernels/{quote(name, safe='')}", Kernel)
+
+    def connection(self, name: str) -> KernelConnection:
+        """What it takes to attach to a kernel of the caller's own, its key included."""
+        return self._get(f"/v1/kernels/{quote(name, safe='')}/connection", KernelConnection)
 
     def remove(self, name: str) -> None:
         """Kill a kernel and release everything it holds."""
@@ -267,10 +170,13 @@ class SandboxClient:
     def _verb(self, name: str, verb: str, body: object = None) -> None:
         self._call("POST", f"/v1/kernels/{quote(name, safe='')}/{verb}", body)
 
-    def watch_exit(self, name: str, generation: int) -> ExitWatch:
-        """Watch the end of a start; the request is on its way when this returns."""
+    def watch_exit(self, name: str, generation: int, *, kernel: Kernel | None = None) -> ExitWatch:
+        """Watch the end of a start; the request is on its way when this returns.
+
+        With `kernel`, its process is looked at while no daemon answers.
+        """
         path = f"/v1/kernels/{quote(name, safe='')}/wait?generation={generation}"
-        return ExitWatch(lambda: self._send("GET", path, timeout_s=None))
+        return ExitWatch(lambda: self._send("GET", path, timeout_s=None), kernel)
 
     def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
         """Output of the kernel's processes in pieces."""
@@ -280,7 +186,7 @@ class SandboxClient:
         with contextlib.closing(connection):
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
-                raise _problem(response.status, response.read())
+                raise error_from_response(response.status, response.read())
             while chunk := response.read1(65536):
                 yield chunk
 

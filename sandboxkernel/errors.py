@@ -16,6 +16,7 @@ SandboxError                 internal_error        500
 ├── ImageError               image_error           422
 ├── ResourcesExhausted       resources_exhausted   503
 ├── KernelStartFailed        kernel_start_failed   500  (.step, .errno)
+├── LauncherLost             launcher_lost         503
 ├── HostUnsupported          host_unsupported      501  (.feature)
 └── DaemonUnavailable        daemon_unavailable    503  (raised by the client only)
 
@@ -36,6 +37,7 @@ __all__ = [
     "KernelNotFound",
     "KernelNotRunning",
     "KernelStartFailed",
+    "LauncherLost",
     "LayerNotFound",
     "LimitError",
     "NotFound",
@@ -188,6 +190,12 @@ class KernelStartFailed(SandboxError):
     facts = ("step", "errno")
     step: str | None
     errno: int | None
+
+
+class LauncherLost(SandboxError):
+    """The launcher was killed under this request. It has been started anew; kernels live on."""
+
+    code, status, title = "launcher_lost", 503, "Launcher lost"
 
 
 class HostUnsupported(SandboxError):

@@ -134,6 +134,21 @@ class ConnectionInfo(_Response, kw_only=True, frozen=True):
     hb_port: int = 5
 
 
+class KernelConnection(_Response, kw_only=True, frozen=True):
+    """All that a client needs to attach to a running kernel: for its owner alone.
+
+    `session_name` is what the front end called the notebook (JPY_SESSION_NAME).
+    """
+
+    connection: ConnectionInfo
+    kernel_name: str
+    key: str
+    signature_scheme: str
+    curve_publickey: str | None = None
+    curve_secretkey: str | None = None
+    session_name: str | None = None
+
+
 class ExitInfo(_Response, kw_only=True, frozen=True):
     """How a kernel's process ended. `message` is one sentence for the person whose kernel it was.
 
@@ -169,7 +184,10 @@ class Confinement(_Response, kw_only=True, frozen=True):
 
 
 class Kernel(_Response, kw_only=True, frozen=True):
-    """One kernel and its sandbox. `id` is the sandbox's own 12 hex digits."""
+    """One kernel and its sandbox. `id` is the sandbox's own 12 hex digits.
+
+    `attached`: somebody waits for its end, as the Jupyter server does that it belongs to.
+    """
 
     kernel_id: str
     id: str
@@ -190,6 +208,7 @@ class Kernel(_Response, kw_only=True, frozen=True):
     limits: Limits
     cwd: str | None = None
     ephemeral: bool = False
+    attached: bool = False
     network: str = "none"
     connection: ConnectionInfo | None = None
     exit: ExitInfo | None = None

@@ -9,10 +9,12 @@ gives up waiting after five seconds, so a launch must cope with a kernel that st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,7 @@ from sandboxkernel import units
 from sandboxkernel.client import ExitWatch, SandboxClient
 from sandboxkernel.environment import select_environment
 from sandboxkernel.errors import (
+    Conflict,
     DaemonUnavailable,
     KernelNotFound,
     KernelNotRunning,
@@ -32,10 +35,20 @@ from sandboxkernel.errors import (
     SandboxError,
 )
 from sandboxkernel.launch_daemon import ensure_daemon
-from sandboxkernel.models import ExitInfo, IoLimit, Kernel, KernelCreate, KernelRestart, Limits
+from sandboxkernel.models import (
+    ExitInfo,
+    IoLimit,
+    Kernel,
+    KernelConnection,
+    KernelCreate,
+    KernelRestart,
+    Limits,
+)
 
 __all__ = ["SandboxProvisioner"]
 
+AGAIN_S, START_AGAIN_S = 5.0, 30.0  # how long calls wait for a daemon that is being restarted
+AGAIN_POLL_S = 0.1
 POLL_S = 0.02  # wait() looks this often when the event loop cannot watch a descriptor
 TOLD_S, TOLD_POLL_S = 1.0, 0.001  # the end of a kernel that has been killed is here at once
 
@@ -78,6 +91,7 @@ class SandboxProvisioner(KernelProvisionerBase):
     _watch: ExitWatch | None = None
     _exit: ExitInfo | None = None
     _running: bool = False
+    _reviving: asyncio.Task[None] | None = None
 
     @property
     def has_process(self) -> bool:
@@ -131,7 +145,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if kernel is None:
             kernel = await self._create(self._request(env, cwd, arguments))
         self._kernel = kernel
-        self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
+        self._watch = await self._watch_exit(kernel)
         self._running = True
         self.connection_info = self._connection_info(kernel)
         return self.connection_info
@@ -141,7 +155,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         assert self._kernel is not None
         request = KernelRestart(cwd=cwd, env=env, extra_arguments=arguments)
         try:
-            kernel: Kernel = await self._call("restart", self._kernel.id, request)
+            kernel: Kernel = await self._call_again(
+                "restart", self._kernel.id, request, within_s=START_AGAIN_S
+            )
             return kernel
         except KernelNotFound:
             return None
@@ -150,10 +166,38 @@ class SandboxProvisioner(KernelProvisionerBase):
         """Start a sandbox; a daemon is started first where none answers and we may."""
         self._client = self._client or SandboxClient()
         try:
-            kernel: Kernel = await self._call("create", request)
-        except DaemonUnavailable:
-            self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
-            kernel = await self._call("create", request)
+            try:
+                kernel: Kernel = await self._call("create", request)
+            except DaemonUnavailable:
+                self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
+                kernel = await self._call_again("create", request, within_s=START_AGAIN_S)
+            return kernel
+        except Conflict as exc:
+            found = await self._attach(request.kernel_id)
+            if found is None:
+                raise
+            self.log.info("attached to kernel %s, which was running: %s", found.kernel_id, exc)
+            return found
+
+    async def _attach(self, kernel_id: str) -> Kernel | None:
+        """Take over a kernel of this id that runs and that nobody is attached to.
+
+        It is one of a server that was killed, or the daemon was killed before it could answer the
+        request to start it. None when it is somebody's, or is no kernel that runs.
+        """
+        kernel: Kernel = await self._call("inspect", kernel_id)
+        if kernel.attached or kernel.state != "running" or kernel.connection is None:
+            return None
+        found: KernelConnection = await self._call("connection", kernel_id)
+        manager = self._manager()
+        manager.session.key = found.key.encode()
+        manager.session.signature_scheme = found.signature_scheme
+        # A manager does not load what a file says already; this one is the dead server's.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(manager.connection_file)
+        for kind in ("public", "secret"):
+            if (key := getattr(found, f"curve_{kind}key")) is not None:
+                setattr(manager, f"curve_{kind}key", key.encode())
         return kernel
 
     def _request(self, env: dict[str, str], cwd: str, arguments: list[str]) -> KernelCreate:
@@ -226,6 +270,8 @@ class SandboxProvisioner(KernelProvisionerBase):
         if self._exit is None and self._watch is not None:
             try:
                 self._exit = self._watch.poll()
+                if self._watch.is_lost:
+                    self._look_for_daemon()
             except DaemonUnavailable as exc:
                 self._exit = ExitInfo(reason="signaled", signal=9, message=str(exc))
             except KernelNotFound:
@@ -250,7 +296,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if self._kernel is None or await self.poll() is not None:
             return
         try:
-            await self._call("signal", self._kernel.id, signum)
+            await self._call_again("signal", self._kernel.id, signum)
         except (KernelNotFound, KernelNotRunning, DaemonUnavailable) as exc:
             self.log.debug("signal %s not sent: %s", signum, exc)
 
@@ -259,7 +305,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if self._kernel is None or await self.poll() is not None:
             return
         try:
-            await self._call("kill", self._kernel.id)
+            await self._call_again("kill", self._kernel.id)
             await self._told()
         except (KernelNotFound, KernelNotRunning, DaemonUnavailable) as exc:
             self.log.debug("kernel %s not killed: %s", self.kernel_id, exc)
@@ -287,7 +333,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         self._forget_process()
         self._kernel = None
         try:
-            await self._call("remove", kernel_id)
+            await self._call_again("remove", kernel_id)
         except (KernelNotFound, DaemonUnavailable) as exc:
             self.log.debug("kernel %s not removed: %s", self.kernel_id, exc)
 
@@ -324,11 +370,19 @@ class SandboxProvisioner(KernelProvisionerBase):
         if sandbox_id is None:
             return
         self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
-        kernel: Kernel = await self._call("inspect", sandbox_id)
+        kernel: Kernel = await self._call_again("inspect", sandbox_id)
         self._forget_process()
         self._kernel = kernel
-        self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
+        self._watch = await self._watch_exit(kernel)
         self._running = True
+
+    async def _watch_exit(self, kernel: Kernel) -> ExitWatch:
+        assert self._client is not None
+        watch = functools.partial(
+            self._client.watch_exit, kernel.id, kernel.generation, kernel=kernel
+        )
+        found: ExitWatch = await self._off_loop(watch)
+        return found
 
     def _on_exit(self, exit_info: ExitInfo) -> None:
         if exit_info.asked or exit_info.code == 0:
@@ -352,14 +406,40 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def _call(self, method: str, *arguments: Any) -> Any:
         """A blocking call of the client, off the event loop, so that starts run in parallel."""
         assert self._client is not None
-        call = functools.partial(getattr(self._client, method), *arguments)
         try:
-            try:
-                answer = asyncio.get_running_loop().run_in_executor(None, call)
-            except RuntimeError:
-                # `jupyter run` shuts down in an atexit handler, when no thread starts any more.
-                return call()
-            return await answer
+            return await self._off_loop(
+                functools.partial(getattr(self._client, method), *arguments)
+            )
         except SandboxError as exc:
             self.log.debug("%s failed: %s", method, exc)
             raise
+
+    async def _call_again(self, method: str, *arguments: Any, within_s: float = AGAIN_S) -> Any:
+        """A call that may be repeated: it waits for a daemon that is being restarted."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                return await self._call(method, *arguments)
+            except DaemonUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            await self._revive_daemon()
+            await asyncio.sleep(AGAIN_POLL_S)
+
+    def _look_for_daemon(self) -> None:
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._revive_daemon())
+
+    async def _revive_daemon(self) -> None:
+        """Start an embedded daemon again, where that is ours to do; kernels run on meanwhile."""
+        with contextlib.suppress(DaemonUnavailable):
+            await self._off_loop(functools.partial(ensure_daemon, log=self.log))
+
+    @staticmethod
+    async def _off_loop(call: Callable[[], Any]) -> Any:
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(None, call)
+        except RuntimeError:
+            # `jupyter run` shuts down in an atexit handler, when no thread starts any more.
+            return call()
+        return await answer

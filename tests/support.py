@@ -54,10 +54,14 @@ class RunningDaemon:
 
     run_dir: Path
     data_dir: Path
-    process: subprocess.Popen[bytes]
-    log_path: Path
-    config: Path | None = None
-    created: list[str] = field(default_factory=list)
+    config: Path
+    env: dict[str, str]
+    program: list[str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def log_path(self) -> Path:
+        return self.run_dir / "daemon.log"
 
     @property
     def socket_path(self) -> Path:
@@ -75,9 +79,40 @@ class RunningDaemon:
     def client(self) -> SandboxClient:
         return SandboxClient(self.socket_path)
 
+    @property
+    def launcher(self) -> int:
+        """The launcher's pid."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to tidy up."""
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+    def start(self) -> None:
+        """Start the daemon, or the next one after it was killed; returns when it serves."""
+        ready_read, ready_write = os.pipe()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.program, "--config", str(self.config),
+                 f"--ready-fd={ready_write}"],
+                pass_fds=[ready_write],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "SANDBOXKERNEL_RUN_DIR": str(self.run_dir),
+                     "SANDBOXKERNEL_DATA_DIR": str(self.data_dir),
+                     "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}", **self.env},
+                cwd="/",
+            )  # fmt: skip
+        os.close(ready_write)
+        with open(ready_read, "rb") as ready:
+            if ready.read(1) != b"1":
+                raise AssertionError(f"daemon did not start:\n{self.log_path.read_text()}")
+
     def stop(self) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT)  # with its kernels
         try:
             self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -88,9 +123,14 @@ class RunningDaemon:
 
 @contextlib.contextmanager
 def running_daemon(
-    config: str = "", *, env: dict[str, str] | None = None, data_dir: Path | None = None
+    config: str = "",
+    *,
+    env: dict[str, str] | None = None,
+    data_dir: Path | None = None,
+    program: tuple[str, ...] = ("-m", "sandboxkernel.daemon"),
 ) -> Iterator[RunningDaemon]:
-    """Start a daemon, wait until it serves, stop it at the end."""
+    """Start a daemon, wait until it serves, stop it at the end. `program` gets its run directory
+    as {run_dir}."""
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
     run_dir.chmod(0o755)
     _run_dirs.add(run_dir)
@@ -99,26 +139,11 @@ def running_daemon(
     config_path = run_dir / "sandboxkernel_config.py"
     config_path.write_text(f"c.SandboxKernelDaemon.cgroup_parent = {CGROUP_PARENT!r}\n" + config)
     config_path.chmod(0o644)
-    ready_read, ready_write = os.pipe()
-    log_path = run_dir / "daemon.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sandboxkernel.daemon", "--config", str(config_path),
-             f"--ready-fd={ready_write}"],
-            pass_fds=[ready_write],
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "SANDBOXKERNEL_RUN_DIR": str(run_dir),
-                 "SANDBOXKERNEL_DATA_DIR": str(data), "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}",
-                 **(env or {})},
-            cwd="/",
-        )  # fmt: skip
-    os.close(ready_write)
-    daemon = RunningDaemon(run_dir, data, process, log_path, config_path)
+    daemon = RunningDaemon(
+        run_dir, data, config_path, env or {}, [part.format(run_dir=run_dir) for part in program]
+    )
     try:
-        with open(ready_read, "rb") as ready:
-            if ready.read(1) != b"1":
-                raise AssertionError(f"daemon did not start:\n{log_path.read_text()}")
+        daemon.start()
         yield daemon
     finally:
         daemon.stop()
@@ -191,10 +216,10 @@ def host_state() -> dict[str, Any]:
     """Everything that a sandbox could leave behind on this host."""
     kept = residents()
     cgroups = [
-        str(path)
+        folder
         for parent in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}")
-        for path in parent.rglob("*")
-        if path.is_dir() and len(path.name) == 12 and path.name not in kept
+        for folder, _, _ in os.walk(parent)  # which does not mind what goes meanwhile
+        if len(os.path.basename(folder)) == 12 and os.path.basename(folder) not in kept
     ]
     processes, namespaces = _foreign_processes(kept)
     mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

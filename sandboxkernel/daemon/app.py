@@ -26,25 +26,28 @@ from sandboxkernel.daemon.ids import RANGE_SIZE, IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import LeaseJournal
+from sandboxkernel.daemon.policy import Policy
+from sandboxkernel.daemon.recovery import forget_former_boots, recover
 from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.routes import handlers
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.server import NotFoundHandler, bind_api_socket, make_server
-from sandboxkernel.daemon.service import Kernels, Policy
+from sandboxkernel.daemon.service import Kernels
 from sandboxkernel.daemon.zygotes import Zygotes
-from sandboxkernel.errors import SandboxError
+from sandboxkernel.errors import LauncherLost, SandboxError
 from sandboxkernel.images.store import ImageStore
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.limits import parse_grants, parse_profiles
 from sandboxkernel.models import Version
 from sandboxkernel.paths import Paths
-from sandboxruntime.cgroup import Cgroup, Layout, read_layout
+from sandboxruntime.cgroup import Layout, read_layout
 from sandboxruntime.verify import NAMESPACES, count_filters
 
 __all__ = ["SandboxKernelDaemon", "main"]
 
 API_VERSION = "1"
 IDLE_CHECK_S = 1.0
+REVIVALS_MAX = 1000  # launchers that were killed, before the daemon thinks better of it
 
 
 class SandboxKernelDaemon(Application):
@@ -91,6 +94,11 @@ class SandboxKernelDaemon(Application):
     idle_timeout_s = Float(
         60.0, min=0.1, help="Embedded: stop after so long without sandboxes."
     ).tag(config=True)
+    orphan_timeout_s = Float(
+        3600.0,
+        min=0.0,
+        help="Kernels whose Jupyter server has been gone for so long are ended; 0: never.",
+    ).tag(config=True)
     ready_fd = Integer(-1, help="Descriptor that gets one byte when the daemon serves.").tag(
         config=True
     )
@@ -129,7 +137,10 @@ class SandboxKernelDaemon(Application):
         return [path for path in files if path.is_file()]
 
     def start(self) -> None:
-        """Serve until a signal, or until idle when embedded."""
+        """Serve until a signal, or until idle when embedded.
+
+        SIGTERM leaves the kernels to the next daemon, SIGINT (Ctrl-C) ends them.
+        """
         if os.geteuid() != 0:
             raise SandboxError("the daemon needs root", hint="Start it with sudo or as a service.")
         level = self.log.getEffectiveLevel()
@@ -159,8 +170,7 @@ class SandboxKernelDaemon(Application):
             paths.data_dir.chmod(0o700)  # no user has business here, not even as a work folder
             sock = bind_api_socket(paths.api_socket, mode)
             stack.callback(paths.api_socket.unlink, missing_ok=True)
-            kernels, housekeeping, launcher = await self._compose(policy, paths, stack)
-            del launcher
+            kernels, housekeeping = await self._compose(policy, paths, stack)
             version = self._version(read_layout())
             services = Services(kernels=kernels, housekeeping=housekeeping, version=version)
             application = web.Application(
@@ -169,29 +179,37 @@ class SandboxKernelDaemon(Application):
             server = make_server(application)
             server.add_socket(sock)
             stack.callback(server.stop)
-            stack.push_async_callback(kernels.release_all)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+            loop.add_signal_handler(signal.SIGINT, self._stop_with_kernels)
             self.log.info("serving %s", paths.api_socket)
             if self.ready_fd >= 0:
                 os.write(self.ready_fd, b"1")
                 os.close(self.ready_fd)
             await self._until_stopped(kernels)
+            if self._end_kernels:
+                await kernels.release_all()
+            else:
+                # Closed before the handlers are cancelled: no client is to take that for an answer.
+                server.stop()
+                await server.close_all_connections()
+                await kernels.zygotes.leave()
 
     async def _compose(
         self, policy: Policy, paths: Paths, stack: contextlib.AsyncExitStack
-    ) -> tuple[Kernels, Housekeeping, LauncherClient]:
+    ) -> tuple[Kernels, Housekeeping]:
         for directory, mode in (
             (paths.kernels_dir, 0o711), (paths.users_dir, 0o700), (paths.scratch_dir, 0o700),
         ):  # fmt: skip
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
         layout = read_layout()
+        forget_former_boots(paths.scratch_dir)
         journal = LeaseJournal(paths.leases_dir)
-        swept = journal.sweep(lambda path: _release_cgroup(layout, path))
-        if swept:
-            self.log.warning("released %d sandboxes that a former daemon left", len(swept))
         events = EventLog()
         launcher = LauncherClient(self._on_launcher_event)
-        await launcher.start(paths.run_dir / "mnt")
+        self._staging = paths.run_dir / "mnt"
+        await launcher.start(self._staging)
         stack.push_async_callback(launcher.stop)
         layers = UserLayers(paths.users_dir)
         runtime = Runtime(
@@ -225,15 +243,41 @@ class SandboxKernelDaemon(Application):
             journal=journal,
             events=events,
         )
-        self._kernels = kernels
-        return kernels, Housekeeping(kernels, layers, launcher, paths), launcher
+        self._kernels, self._launcher = kernels, launcher
+        keeper = asyncio.create_task(self._keep_launcher())
+        stack.callback(keeper.cancel)
+        found = await recover(journal, kernels, runtime)
+        if found.adopted or found.ended or found.released:
+            self.log.warning(
+                "of a former daemon: %d sandboxes run on, %d had ended, %d are given back (%.2f s)",
+                len(found.adopted), len(found.ended), len(found.released), found.took_s,
+            )  # fmt: skip
+        return kernels, Housekeeping(kernels, layers, launcher, paths)
 
     def _on_launcher_event(self, event: dict[str, Any]) -> None:
         if event.get("event") == "lost":
-            self.log.error("the launcher has ended: the daemon stops, too")
-            self._stop.set()
+            self._launcher_lost.set()
         else:
             self._kernels.on_launcher_event(event)
+
+    async def _keep_launcher(self) -> None:
+        """Whenever the launcher was killed, start another one, which looks after what runs."""
+        for _ in range(REVIVALS_MAX):
+            await self._launcher_lost.wait()
+            self._launcher_lost.clear()
+            self.log.error("the launcher has ended: starting another one")
+            try:
+                await self._launcher.start(self._staging)
+                await self._kernels.readopt()
+            except LauncherLost:
+                continue  # that one was killed, too
+            except Exception:
+                self.log.exception("no launcher can be started")
+                break
+            self._launcher.open()
+        # The next daemon takes over what runs; whoever supervises this one starts it.
+        self.log.error("the daemon stops for want of a launcher; kernels run on")
+        self._stop.set()
 
     def _version(self, layout: Layout) -> Version:
         return Version(
@@ -246,36 +290,36 @@ class SandboxKernelDaemon(Application):
         )
 
     async def _until_stopped(self, kernels: Kernels) -> None:
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
         idle_since = time.monotonic()
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), IDLE_CHECK_S)
+            if self.orphan_timeout_s:
+                await kernels.end_orphans(self.orphan_timeout_s)
             if any(True for _ in kernels.all()):
                 idle_since = time.monotonic()
             if self.embedded and time.monotonic() - idle_since > self.idle_timeout_s:
                 self.log.info("idle for %g s: stopping", self.idle_timeout_s)
                 return
 
+    def _stop_with_kernels(self) -> None:
+        self._end_kernels = True
+        self._stop.set()
+
     _kernels: Kernels
+    _launcher: LauncherClient
+    _staging: Path
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._stop = asyncio.Event()
+        self._launcher_lost = asyncio.Event()
+        self._end_kernels = False
 
 
 def _guest_source(name: str) -> str:
     """A program that runs inside; it travels with the hand-over."""
     return resources.files("sandboxruntime.guest").joinpath(name).read_text()
-
-
-def _release_cgroup(layout: Layout, path: str) -> None:
-    # Not attach(): the journal is written before the cgroup is made, so parts may be missing.
-    cgroup = Cgroup(layout, path)
-    cgroup.kill()
-    cgroup.remove()
 
 
 def _require_root_owned(path: Path) -> None:

@@ -16,6 +16,7 @@ from sandboxkernel.daemon.plan import plan_environment
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.service import Kernels
+from sandboxkernel.errors import LauncherLost
 from sandboxkernel.models import ExecExit, ExecOutput, ExecRequest
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.handover import Payload
@@ -39,8 +40,13 @@ async def execute(
         stack.callback(exited.cancel)
         with contextlib.ExitStack() as writers:
             streams = [await _Stream.open(name, stack, writers) for name in ("stdout", "stderr")]
-            peer = await _start(kernels, sandbox, request, [s.write_fd for s in streams], exited)
+            output_fds = [stream.write_fd for stream in streams]
+            try:
+                peer = await _start(kernels, sandbox, request, output_fds, exited)
+            except LauncherLost:  # so it has executed nothing
+                peer = await _start(kernels, sandbox, request, output_fds, exited)
         stack.callback(_end, peer)
+        exited.add_done_callback(lambda done: _end_unseen(peer, done))
         outputs = await stack.enter_async_context(contextlib.aclosing(_outputs(streams)))
         async for item in outputs:
             yield item
@@ -88,6 +94,13 @@ async def _start(
         except ContainerError as exc:
             raise convert(exc) from exc
         return peer
+
+
+def _end_unseen(peer: Peer, exited: asyncio.Future[int | None]) -> None:
+    """Without the launcher nobody learns its status, and its output may never end."""
+    if not exited.cancelled() and exited.exception() is not None:
+        with contextlib.suppress(ProcessLookupError):
+            peer.signal_group(signal.SIGKILL)
 
 
 def _end(peer: Peer) -> None:

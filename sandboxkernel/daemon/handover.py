@@ -16,7 +16,7 @@ from typing import Any
 from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime import syscalls
 from sandboxruntime.handover import HELLO, Payload, Result, encode_payload, read_result
-from sandboxruntime.verify import Facts, read_facts
+from sandboxruntime.verify import Facts, read_facts, start_ticks
 
 __all__ = ["HandOver", "Peer"]
 
@@ -31,6 +31,25 @@ class Peer:
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
+
+    @classmethod
+    def find(cls, pid: int, ticks: int) -> Peer | None:
+        """The process that had this pid when it was started at `ticks`; None if it has ended."""
+        try:
+            peer = cls(pid, os.pidfd_open(pid))
+        except ProcessLookupError:
+            return None
+        if peer.ticks() != ticks:
+            peer.close()
+            return None
+        return peer
+
+    def ticks(self) -> int:
+        """When it was started, in clock ticks after boot; -1 once it has ended."""
+        try:
+            return start_ticks(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return -1
 
     def signal_group(self, signum: int) -> None:
         """Signal its process group. Raises ProcessLookupError when it has ended."""

@@ -14,12 +14,13 @@ from typing import Any
 
 import sandboxruntime
 from sandboxkernel.daemon.problems import error_from_launcher
-from sandboxkernel.errors import SandboxError
+from sandboxkernel.errors import LauncherLost, SandboxError
 from sandboxruntime.channel import close_fds, recv_message, send_message
 
 __all__ = ["LauncherClient"]
 
-READY_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 20.0  # a former launcher may be in the middle of a start, and is waited for
+AGAIN_MAX = 5  # how often a request that may be repeated survives a launcher that is killed
 # -I -S: no environment, no site, no user directory; only the standard library and this package.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -28,9 +29,14 @@ _BOOTSTRAP = (
 
 
 class LauncherClient:
-    """Starts the launcher and matches replies to requests by serial number."""
+    """Starts the launcher and matches replies to requests by serial number.
+
+    A launcher that is killed fails the requests on their way with LauncherLost, and is reported as
+    the event "lost". Its owner starts another one; requests wait until that has been `opened`.
+    """
 
     def __init__(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._open = asyncio.Event()
         self._on_event = on_event
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -40,7 +46,9 @@ class LauncherClient:
         self.pid: int | None = None
 
     async def start(self, staging: Path) -> None:
-        """Spawn the launcher and wait until it serves."""
+        """Spawn a launcher and wait until it serves. Until open(), it serves `early` ones only."""
+        if self._process is not None:  # the one that was lost
+            await asyncio.to_thread(self._process.wait)
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -70,15 +78,40 @@ class LauncherClient:
         except TimeoutError:
             raise SandboxError(f"the launcher did not start within {READY_TIMEOUT_S:g} s") from None
 
+    def open(self) -> None:
+        """Every container that a former launcher left has been adopted: serve everybody."""
+        if self._sock is not None:
+            self._open.set()
+
     async def request(
-        self, op: str, fds: list[int] | None = None, **members: Any
+        self, op: str, fds: list[int] | None = None, *, early: bool = False, **members: Any
     ) -> tuple[dict[str, Any], list[int]]:
         """Send one request; returns the reply and its descriptors, which the caller owns.
 
-        Borrows `fds`. Raises the SandboxError that the launcher's error converts to.
+        Borrows `fds`. Raises the SandboxError that the launcher's error converts to. `early` ones
+        need not wait for open().
         """
+        if not early:
+            try:
+                # Not wait_for(): it can swallow the cancellation of a start whose caller has gone.
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await self._open.wait()
+            except TimeoutError:
+                raise LauncherLost("the launcher is not running") from None
+        return await self._send(op, fds or [], members)
+
+    async def request_again(self, op: str, **members: Any) -> dict[str, Any]:
+        """The reply to a request that may be repeated: it survives the loss of the launcher."""
+        for _ in range(AGAIN_MAX):
+            with contextlib.suppress(LauncherLost):
+                return (await self.request(op, **members))[0]
+        raise LauncherLost(f"{AGAIN_MAX} launchers were lost during one {op}")
+
+    async def _send(
+        self, op: str, fds: list[int], members: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[int]]:
         if self._sock is None:
-            raise SandboxError("the launcher is not running")
+            raise LauncherLost("the launcher has ended")
         self._serial += 1
         serial = self._serial
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
@@ -86,7 +119,10 @@ class LauncherClient:
         )
         self._waiting[serial] = future
         try:
-            send_message(self._sock, {"op": op, "serial": serial, **members}, fds)
+            try:
+                send_message(self._sock, {"op": op, "serial": serial, **members}, fds)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # its end is about to be read, and fails the future
             reply, reply_fds = await asyncio.shield(future)
         finally:
             self._waiting.pop(serial, None)
@@ -96,7 +132,8 @@ class LauncherClient:
         return reply, reply_fds
 
     async def stop(self) -> None:
-        """Close the socket, upon which the launcher deletes its containers and ends."""
+        """Close the socket, upon which the launcher ends and leaves its containers."""
+        self._open.clear()
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()
@@ -111,6 +148,8 @@ class LauncherClient:
             message, fds = recv_message(self._sock)
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            message, fds = None, []
         if message is None:
             self._lost()
             return
@@ -132,7 +171,8 @@ class LauncherClient:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         self._sock.close()
         self._sock = None
-        error = SandboxError("the launcher has ended", hint="Restart the daemon.")
+        self._open.clear()
+        error = LauncherLost("the launcher was killed under this request", hint="Try again.")
         futures: list[asyncio.Future[Any]] = [*self._waiting.values()]
         if self._ready is not None:
             futures.append(self._ready)

@@ -34,12 +34,16 @@ class LogBuffer:
 
     def attach(self) -> int:
         """Make a new pipe; returns the write end, which the caller hands over and closes."""
-        self.detach()
         read_fd, write_fd = os.pipe()
+        self.adopt(read_fd)
+        return write_fd
+
+    def adopt(self, read_fd: int) -> None:
+        """Read from this pipe from now on; takes the descriptor."""
+        self.detach()
         os.set_blocking(read_fd, False)
         self._fd = read_fd
         self._resume()
-        return write_fd
 
     def detach(self) -> None:
         """Stop reading: the writers are gone or do not matter any more."""

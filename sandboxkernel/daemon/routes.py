@@ -21,7 +21,8 @@ from sandboxkernel.daemon.system_routes import (
     PruneHandler,
     ZygotesHandler,
 )
-from sandboxkernel.errors import Conflict, RequestError
+from sandboxkernel.daemon.views import kernel_connection, kernel_model, kernel_stats
+from sandboxkernel.errors import Conflict, NotPermitted, RequestError
 from sandboxkernel.models import (
     DiskUsage,
     Event,
@@ -33,6 +34,7 @@ from sandboxkernel.models import (
     ImageList,
     ImagePrepare,
     Kernel,
+    KernelConnection,
     KernelCreate,
     KernelList,
     KernelRestart,
@@ -96,7 +98,7 @@ class KernelsHandler(Handler):
         following = page[-1].id if more and page else None
         if following:
             self.set_header("Link", f'</v1/kernels?limit={limit}&after={following}>; rel="next"')
-        self.reply(KernelList(kernels=[s.model() for s in page], next=following))
+        self.reply(KernelList(kernels=[kernel_model(s) for s in page], next=following))
 
     async def post(self) -> None:
         """Start one."""
@@ -109,7 +111,7 @@ class KernelsHandler(Handler):
             if self.gone:
                 raise iostream.StreamClosedError
             self.set_header("Location", f"/v1/kernels/{sandbox.id}")
-            await self.reply(sandbox.model(), HTTPStatus.CREATED)
+            await self.reply(kernel_model(sandbox), HTTPStatus.CREATED)
         except iostream.StreamClosedError:
             await self.kernels.remove(self.caller, sandbox.id)
 
@@ -119,12 +121,23 @@ class KernelHandler(Handler):
 
     async def get(self, name: str) -> None:
         """Everything known, with what outside verification read."""
-        self.reply(self.sandbox(name).model(detail=True))
+        self.reply(kernel_model(self.sandbox(name), detail=True))
 
     async def delete(self, name: str) -> None:
         """Kill and release."""
         await self.kernels.remove(self.caller, name)
         self.reply_empty()
+
+
+class ConnectionHandler(Handler):
+    """Attaching to a kernel that runs."""
+
+    async def get(self, name: str) -> None:
+        """For the owner: whoever has the key can execute code in it."""
+        sandbox = self.sandbox(name)
+        if sandbox.ground.subject.uid != self.caller.uid:
+            raise NotPermitted(f"kernel {name} is somebody else's")
+        self.reply(kernel_connection(sandbox))
 
 
 class RestartHandler(Handler):
@@ -133,7 +146,7 @@ class RestartHandler(Handler):
     async def post(self, name: str) -> None:
         """The kernel after its start."""
         request = self.body(KernelRestart)
-        self.reply((await self.kernels.restart(self.caller, name, request)).model())
+        self.reply(kernel_model(await self.kernels.restart(self.caller, name, request)))
 
 
 class SignalHandler(Handler):
@@ -228,11 +241,11 @@ class StatsHandler(Handler):
         """Once, or every second with `stream` until it ends."""
         sandbox = self.sandbox(name)
         if not self.flag("stream"):
-            self.reply(sandbox.stats())
+            self.reply(kernel_stats(sandbox))
             return
         self.start_stream()
         while sandbox.state in ("running", "paused") and not self._gone.is_set():
-            await self.stream_line(sandbox.stats())
+            await self.stream_line(kernel_stats(sandbox))
             await self.unless_gone(asyncio.sleep(STATS_INTERVAL_S))
         await self.finish()
 
@@ -387,6 +400,7 @@ ROUTES: tuple[Route, ...] = (
           {"get": (200, KernelList), "post": (201, Kernel)}, ("limit", "after")),
     Route(rf"/v1/kernels/{_NAME}", "/v1/kernels/{id}", KernelHandler, {},
           {"get": (200, Kernel), "delete": (204, None)}),
+    _kernel("/connection", ConnectionHandler, "get", None, KernelConnection),
     _kernel("/restart", RestartHandler, "post", KernelRestart, Kernel),
     _kernel("/signal", SignalHandler, "post", SignalRequest, None),
     _kernel("/kill", KillHandler, "post", None, None),

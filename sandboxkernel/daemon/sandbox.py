@@ -13,41 +13,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sandboxkernel import units
+from sandboxkernel.daemon.endings import describe_exit
 from sandboxkernel.daemon.handover import HandOver, Peer
-from sandboxkernel.daemon.lease import Lease
+from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal, Started
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import Ground, plan_payload, plan_spec
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
 from sandboxkernel.daemon.zygotes import Claim, Key, Zygotes
-from sandboxkernel.errors import KernelNotRunning, SandboxError
-from sandboxkernel.models import (
-    Confinement,
-    ConnectionInfo,
-    ExitInfo,
-    Kernel,
-    KernelCreate,
-    Limits,
-    Stats,
-)
-from sandboxruntime import landlock
+from sandboxkernel.errors import KernelNotRunning, LauncherLost, SandboxError
+from sandboxkernel.models import ExitInfo, KernelCreate, Limits
 from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.channel import close_fds
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
-from sandboxruntime.verify import Facts, verify, verify_init
+from sandboxruntime.verify import Facts, read_facts, verify, verify_init, verify_running
 
 __all__ = ["Sandbox"]
+
+log = logging.getLogger(__name__)
 
 State = Literal["starting", "running", "paused", "exited"]
 StartPath = Literal["cold", "warm", "spare"]
@@ -55,12 +51,13 @@ StartPath = Literal["cold", "warm", "spare"]
 
 @dataclass(slots=True)
 class _Process:
-    """A running start of a sandbox."""
+    """A running start of a sandbox. `filters` is how many seccomp filters its program has."""
 
     peer: Peer
     cgroup: Cgroup
     facts: Facts
-    spec: Spec
+    filters: int
+    ticks: int
 
 
 @dataclass(slots=True, eq=False)
@@ -68,12 +65,14 @@ class Sandbox:
     """See the module's docstring. `on_state` is called after every change of state.
 
     `spares`: it may be one, whose cgroup is not below its user's, so no ceiling is over it.
+    `watchers` is how many requests wait for its end; nobody has since `unwatched_since`.
     """
 
     request: KernelCreate
     ground: Ground
     lease: Lease
     runtime: Runtime
+    journal: LeaseJournal
     image: str
     image_digest: str
     zygotes: Zygotes
@@ -92,10 +91,14 @@ class Sandbox:
     log: LogBuffer = field(default_factory=LogBuffer)
     sockets: KernelSockets | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _process: _Process | None = None
+    watchers: int = 0
+    unwatched_since: float = field(default_factory=time.monotonic)
+    process: _Process | None = None
     _exited: asyncio.Event = field(default_factory=asyncio.Event)
-    _created: bool = False  # the launcher holds a container of ours
+    _spec: Spec | None = None  # of the container that the launcher may hold
+    _init_pid: int | None = None  # its pid 1, once it is there
     _claim: Claim | None = None
+    _released: bool = False
 
     @property
     def id(self) -> str:
@@ -112,21 +115,113 @@ class Sandbox:
         self.state, self.exit, self.asked_to_end = "starting", None, False
         self.generation += 1
         self._exited.clear()
-        if self.request.argv is None and self.sockets is None:
-            subject = self.ground.subject
-            self.sockets = KernelSockets(Path(self.lease.sockets), uid=subject.uid, gid=subject.gid)
+        if self.generation > 1:  # of a first start nobody has been told yet
+            self._record()
+        self.name_sockets()
         if self.sockets is not None:
             self.sockets.open()
         try:
             await self._launch_warm_or_cold()
+            self.started_at = datetime.now(UTC)
+            if self.state == "starting":  # its exit may have been reported already
+                self.state = "running"
+            self._record(self.exit)
         except BaseException as exc:
             await self._delete_container()
             self._finish(ExitInfo(reason="exited", code=1, message=str(exc), asked=True))
             raise
-        self.started_at = datetime.now(UTC)
-        if self.state == "starting":  # its exit may have been reported already
-            self.state = "running"
         self.on_state(self)
+
+    def name_sockets(self) -> None:
+        """Give a kernel its sockets' names, which it keeps; nothing is bound yet."""
+        if self.request.argv is None and self.sockets is None:
+            subject = self.ground.subject
+            self.sockets = KernelSockets(Path(self.lease.sockets), uid=subject.uid, gid=subject.gid)
+
+    async def take_over(self, started: Started, claim: Claim | None) -> None:
+        """Go on with a start that a former daemon made. Raises SandboxError when that has ended.
+
+        Its clients are connected to its program, which has the sockets; the next start binds new
+        ones under the same names.
+        """
+        self._spec, self._init_pid = started.spec, started.init_pid
+        self._claim = claim
+        _, (log_fd,) = await self.runtime.launcher.request(
+            "adopt", early=True, spec=to_json(started.spec), pid=started.init_pid
+        )
+        self.log.adopt(log_fd)
+        try:
+            cgroup = Cgroup.attach(self.runtime.layout, started.spec.cgroups_path)
+            if cgroup.is_frozen():
+                self.state = "paused"
+            peer = Peer.find(started.pid, started.ticks)
+            if peer is None:
+                return  # its program has ended, and pid 1 is about to say how
+            facts = read_facts(peer.pid)
+            self.process = _Process(peer, cgroup, facts, started.filters, started.ticks)
+            verify_running(
+                facts, started.spec, cgroup, self.runtime.host_namespaces, filters=started.filters
+            )
+        except ContainerError as exc:
+            raise convert(exc) from exc
+        except OSError as exc:
+            raise KernelNotRunning(f"it ended while it was taken over: {exc}") from exc
+
+    async def readopt(self) -> None:
+        """Have a new launcher look after what the former one did."""
+        if self._spec is None or self._init_pid is None:
+            return
+        try:
+            _, fds = await self.runtime.launcher.request(
+                "adopt", early=True, spec=to_json(self._spec), pid=self._init_pid
+            )
+            close_fds(fds)  # the log is in our hands still
+        except LauncherLost:
+            raise  # which says nothing of the sandbox
+        except SandboxError as exc:
+            log.info("sandbox %s was not adopted: %s", self.id, exc)
+            task = asyncio.create_task(self.bury())
+            task.add_done_callback(lambda done: done.exception())
+
+    async def bury(self) -> None:
+        """The end of a start whose end nobody saw: what the cgroup tells of it."""
+        event: dict[str, Any] = {"wait_status": None, "oom_kills": 0, "memory_peak_bytes": 0}
+        if self._spec is not None:
+            with contextlib.suppress(OSError, ContainerError):
+                usage = Cgroup(self.runtime.layout, self._spec.cgroups_path).usage()
+                event["oom_kills"] = usage.oom_kills
+                event["memory_peak_bytes"] = usage.memory_peak_bytes
+        await self.on_exit_event(event)
+
+    def _record(self, exit_info: ExitInfo | None = None) -> None:
+        """Write the journal: what a daemon that comes after this one must know."""
+        if self._released:
+            return
+        process, started = self.process, None
+        if process is not None and self._spec is not None and self._init_pid is not None:
+            started = Started(
+                spec=self._spec, init_pid=self._init_pid, pid=process.peer.pid,
+                ticks=process.ticks, filters=process.filters,
+            )  # fmt: skip
+        claim = self._claim
+        spare = claim.spare if claim is not None else None
+        kernel = KernelRecord(
+            request=self.request,
+            ground=self.ground,
+            image=self.image,
+            image_digest=self.image_digest,
+            spares=self.spares,
+            generation=self.generation,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            exit=exit_info,
+            start_path=self.start_path,
+            cold_reason=self.cold_reason,
+            timings=self.timings,
+            zygote=claim.zygote_id if claim is not None else None,
+            spare=spare.id if spare is not None else None,
+        )
+        self.journal.write(self.lease, kernel, started if exit_info is None else None)
 
     async def _launch_warm_or_cold(self) -> None:
         """From a zygote where there is one; whatever is wrong with it, a cold start mends."""
@@ -142,7 +237,11 @@ class Sandbox:
                 reason = f"the fork failed: {exc}"
                 self.zygotes.blame(claim.zygote_id, exc)
                 await self._delete_container()
-        await self._launch(None)
+        try:
+            await self._launch(None)
+        except LauncherLost:  # the next one is being started
+            await self._delete_container()
+            await self._launch(None)
         self.cold_reason = reason if self.request.argv is None else ""
 
     async def _launch(self, claim: Claim | None) -> None:
@@ -163,7 +262,7 @@ class Sandbox:
         stack.callback(os.close, log_fd)
         try:
             # Before the request: the launcher goes on with one whose caller has gone.
-            self._created = True
+            self._spec = spec
             handover.begin()
             reply, fds = await self.runtime.launcher.request(
                 "create",
@@ -173,6 +272,7 @@ class Sandbox:
                 spare=spare.id if spare is not None else None,
             )
             (init_pidfd,) = fds
+            self._init_pid = reply["pid"]
             stack.callback(os.close, init_pidfd)
             handover.theirs.close()
             self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
@@ -189,7 +289,7 @@ class Sandbox:
                 payload,
                 self.sockets.descriptors() if self.sockets else [],
             )
-            self._process = _Process(peer, cgroup, facts, spec)
+            self.process = _Process(peer, cgroup, facts, filters, peer.ticks())
             self.cold_reason = result.executed
             if result.executed:
                 self.start_path = "cold"
@@ -201,61 +301,60 @@ class Sandbox:
             stack.close()
 
     async def on_exit_event(self, event: dict[str, Any]) -> None:
-        """The launcher saw pid 1 end: give the container back and tell everybody."""
-        self.log.drain()
-        exit_info = self._describe_exit(event)
+        """The launcher saw the program end: give the container back and tell everybody."""
+        exit_info = describe_exit(
+            event["wait_status"],
+            oom_kills=event["oom_kills"],
+            memory_peak_bytes=int(event["memory_peak_bytes"]),
+            memory_limit_bytes=self.limits.memory_bytes,
+            profile=self.ground.profile.name,
+            generation=self.generation,
+            asked=self.asked_to_end,
+        )
+        if self.state != "starting":
+            try:
+                self._record(exit_info)  # first: with the container goes what tells how it ended
+            except OSError:  # no room: what has ended must go all the same
+                log.exception("the end of sandbox %s is not recorded", self.id)
         await self._delete_container()
+        self.log.drain()
         if self.state != "exited":
             self._finish(exit_info)
 
     def _finish(self, exit_info: ExitInfo) -> None:
         self.state, self.exit = "exited", exit_info
-        if self._process is not None:
-            self._process.peer.close()
-            self._process = None
+        if self.process is not None:
+            self.process.peer.close()
+            self.process = None
         self.log.detach()
         self._exited.set()
         self.on_state(self)
 
-    def _describe_exit(self, event: dict[str, Any]) -> ExitInfo:
-        status = event["wait_status"]
-        peak = int(event["memory_peak_bytes"])
-        common: dict[str, Any] = {
-            "asked": self.asked_to_end,
-            "generation": self.generation,
-            "memory_peak_bytes": peak,
-        }
-        if event["oom_kills"]:
-            limit = self.limits.memory_bytes or 0
-            message = (
-                f"memory limit {units.format_size(limit)} reached "
-                f"(peak {units.format_size(peak)}); the limit comes from profile "
-                f"{self.ground.profile.name}"
-            )
-            return ExitInfo(reason="oom_killed", signal=9, message=message, **common)
-        if status is None:
-            return ExitInfo(reason="signaled", signal=9, message="killed (SIGKILL)", **common)
-        if os.WIFSIGNALED(status):
-            signum = os.WTERMSIG(status)
-            name = signal.Signals(signum).name if signum in signal.valid_signals() else str(signum)
-            return ExitInfo(reason="signaled", signal=signum, message=f"killed ({name})", **common)
-        code = os.WEXITSTATUS(status)
-        return ExitInfo(reason="exited", code=code, message=f"exited with code {code}", **common)
-
     async def wait(self, generation: int) -> ExitInfo:
         """The exit of a start; a start that has been followed by another has ended by a restart."""
-        while True:
-            if generation < self.generation:
-                return ExitInfo(
-                    reason="signaled",
-                    signal=9,
-                    message="restarted",
-                    asked=True,
-                    generation=generation,
-                )
-            if self.exit is not None:
-                return self.exit
-            await self._exited.wait()
+        self.watchers += 1
+        try:
+            while True:
+                if generation < self.generation:
+                    return ExitInfo(
+                        reason="signaled", signal=9, message="restarted", asked=True,
+                        generation=generation,
+                    )  # fmt: skip
+                if self.exit is not None:
+                    return self.exit
+                await self._exited.wait()
+        finally:
+            self.watchers -= 1
+            self.unwatched_since = time.monotonic()
+
+    def is_orphan(self, lease_s: float) -> bool:
+        """Whether it is a kernel whose Jupyter server has not been heard of for so long."""
+        return (
+            self.request.argv is None
+            and not self.watchers
+            and not self.lock.locked()
+            and time.monotonic() - self.unwatched_since > lease_s
+        )
 
     def send_signal(self, signum: int) -> None:
         """Signal the program's process group, in its PID namespace, free of pid reuse."""
@@ -267,9 +366,9 @@ class Sandbox:
     async def kill(self) -> None:
         """SIGKILL for everything inside; returns when the exit has been recorded."""
         self.asked_to_end = True
-        process = self._process
-        if process is not None:
-            await asyncio.to_thread(process.cgroup.kill)
+        if self.state in ("running", "paused") and self._spec is not None:
+            cgroup = Cgroup(self.runtime.layout, self._spec.cgroups_path)
+            await asyncio.to_thread(cgroup.kill)
             await self._exited.wait()
 
     async def pause(self) -> None:
@@ -289,7 +388,7 @@ class Sandbox:
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM, then SIGKILL after a while."""
-        if self._process is None:
+        if self.process is None:
             return
         self.asked_to_end = True
         if self.state == "paused":
@@ -303,98 +402,39 @@ class Sandbox:
     async def release(self) -> None:
         """Kill what runs and give everything back. Idempotent."""
         await self.kill()
+        self._released = True
         await self._delete_container()
         if self.sockets is not None:
             self.sockets.remove()
         self.log.detach()
         if self.lease.scratch:
-            await self.runtime.launcher.request("forget", upper=self.ground.upper)
+            await self.runtime.launcher.request_again("forget", upper=self.ground.upper)
             await asyncio.to_thread(shutil.rmtree, self.lease.scratch, ignore_errors=True)
 
     async def _delete_container(self) -> None:
-        if self._created:
-            self._created = False
-            await self.runtime.launcher.request("delete", container_id=self.id)
+        spec, self._spec, self._init_pid = self._spec, None, None
+        if spec is not None:
+            await self.runtime.launcher.request_again(
+                "delete", container_id=self.id, cgroups_path=spec.cgroups_path
+            )
         if self._claim is not None:
             self.zygotes.give_back(self._claim)
             self._claim = None
 
     def _require_process(self) -> _Process:
-        if self._process is None:
+        if self.process is None:
             raise KernelNotRunning(
                 f"kernel {self.request.kernel_id} is {self.state}", hint="Restart it first."
             )
-        return self._process
+        return self.process
 
     def spec(self) -> Spec:
         """The spec of the running start."""
-        return self._require_process().spec
+        if self._spec is None:
+            self._require_process()
+        assert self._spec is not None
+        return self._spec
 
     def cgroup(self) -> Cgroup:
         """The cgroup of the running start."""
         return self._require_process().cgroup
-
-    def stats(self) -> Stats:
-        """What the sandbox uses now."""
-        usage = self._require_process().cgroup.usage()
-        return Stats(
-            kernel_id=self.request.kernel_id,
-            time=datetime.now(UTC),
-            memory_bytes=usage.memory_bytes,
-            memory_peak_bytes=usage.memory_peak_bytes,
-            memory_limit_bytes=self.limits.memory_bytes,
-            cpu_usage_s=usage.cpu_usage_us / 1e6,
-            cpu_throttled_s=usage.cpu_throttled_us / 1e6,
-            cpus=self.limits.cpus,
-            pids=usage.pids,
-            pids_limit=self.limits.pids,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            oom_kills=usage.oom_kills,
-        )
-
-    def model(self, *, detail: bool = False) -> Kernel:
-        """What the API says of this sandbox. `detail` adds what outside verification read."""
-        process = self._process
-        subject = self.ground.subject
-        return Kernel(
-            kernel_id=self.request.kernel_id,
-            id=self.id,
-            kernel_name=self.request.kernel_name,
-            owner_uid=subject.uid,
-            owner_name=subject.name,
-            profile=self.ground.profile.name,
-            image=self.image,
-            image_digest=self.image_digest,
-            state=self.state,
-            generation=self.generation,
-            pid=process.peer.pid if process else None,
-            created_at=self.created_at,
-            started_at=self.started_at,
-            limits=self.limits,
-            cwd=self.request.cwd,
-            ephemeral=self.lease.scratch is not None,
-            connection=ConnectionInfo(ip=self.sockets.prefix) if self.sockets else None,
-            exit=self.exit,
-            confinement=_confinement(process.facts) if detail and process else None,
-            start_path=self.start_path,
-            cold_reason=self.cold_reason,
-            timings_ms=self.timings,
-        )
-
-
-def _confinement(facts: Facts) -> Confinement:
-    return Confinement(
-        namespaces=dict(facts.namespaces),
-        uid_map=" ".join(facts.uid_map.split()),
-        gid_map=" ".join(facts.gid_map.split()),
-        capabilities={k: v.strip() for k, v in facts.status.items() if k.startswith("Cap")},
-        no_new_privs=facts.status["NoNewPrivs"].strip() == "1",
-        seccomp_filters=int(facts.status.get("Seccomp_filters", "1")),
-        landlock_abi=landlock.abi_version(),
-        cgroups={
-            (parts[1] or "unified"): parts[2]
-            for parts in (line.split(":", 2) for line in facts.cgroup.splitlines())
-        },
-        mounts=[line.split(" ")[4] for line in facts.mountinfo.splitlines()],
-    )

@@ -209,6 +209,14 @@ class BaseHandler(web.RequestHandler):
         finally:
             gone.cancel()
 
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Tornado's own tells nothing once a stream has begun."""
+        is_lines = self._headers.get("Content-Type") == _NDJSON
+        if self._headers_written and is_lines and not self._finished:
+            self.write_error(status_code, **kwargs)
+        else:
+            super().send_error(status_code, **kwargs)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Every error leaves as a problem document (RFC 9457); internals stay in the log."""
         exc_info = kwargs.get("exc_info")

@@ -10,17 +10,17 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
-from sandboxkernel.daemon.lease import Lease, LeaseJournal
+from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal
 from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
+from sandboxkernel.daemon.policy import Policy
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
@@ -28,8 +28,7 @@ from sandboxkernel.daemon.zygotes import Key, Zygotes
 from sandboxkernel.errors import (
     Conflict,
     KernelNotFound,
-    NotPermitted,
-    ProfileNotFound,
+    LauncherLost,
     ResourcesExhausted,
     WorkFolderError,
 )
@@ -41,7 +40,6 @@ from sandboxkernel.limits import (
     Subject,
     check_wish,
     clamp,
-    granted,
     most,
 )
 from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits
@@ -49,47 +47,12 @@ from sandboxkernel.paths import Paths
 from sandboxruntime.cgroup import block_device_of, create_parent
 from sandboxruntime.errors import HostError
 
-__all__ = ["Kernels", "Policy"]
+__all__ = ["Kernels"]
 
 log = logging.getLogger(__name__)
 
 EXITED_MAX = 50  # ended sandboxes kept per user until somebody removes them
 PREFIX_MIN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The administrator's configuration, parsed. `admins` are group names beside root."""
-
-    profiles: dict[str, Profile]
-    grants: tuple[Grant, ...]
-    default_profile: str = "default"
-    admins: frozenset[str] = frozenset()
-    max_kernels: int = 1000
-    cgroup_parent: str = "sandboxkernel"
-
-    def is_admin(self, subject: Subject) -> bool:
-        """Whether the caller sees and may end everybody's sandboxes."""
-        return subject.uid == 0 or bool(subject.group_names & self.admins)
-
-    def profile_for(self, subject: Subject, name: str | None) -> tuple[Profile, Grant]:
-        """The profile asked for, if granted. To others it does not exist."""
-        grant = granted(self.grants, subject)
-        if grant is None:
-            raise NotPermitted(
-                f"user {subject.name} may not start sandboxes",
-                hint="Ask the administrator for a grant.",
-            )
-        wanted = name or self.default_profile
-        offered = sorted(p for p in self.profiles if grant.allows(p))
-        if name is None and wanted not in offered and len(offered) == 1:
-            wanted = offered[0]
-        if wanted not in offered:
-            raise ProfileNotFound(
-                f"no profile {wanted!r}", hint=f"Offered to you: {', '.join(offered) or 'none'}.",
-                field="profile",
-            )  # fmt: skip
-        return self.profiles[wanted], grant
 
 
 class Kernels:
@@ -224,8 +187,6 @@ class Kernels:
         scratch = self._paths.scratch_dir / sandbox_id if ephemeral else None
         lease = Lease(
             id=sandbox_id,
-            kernel_id=request.kernel_id,
-            owner_uid=caller.uid,
             cgroup=f"{self.policy.cgroup_parent}/{caller.uid}/{sandbox_id}",
             sockets=str(self._paths.kernels_dir / sandbox_id),
             scratch=str(scratch) if scratch else None,
@@ -259,19 +220,56 @@ class Kernels:
         except BaseException:
             self._journal.forget(sandbox_id)
             raise
+        return self._add(
+            request,
+            ground,
+            lease,
+            image=image.ref,
+            image_digest=str(image.digest),
+            spares=grant.ceiling == Limits(),
+        )
+
+    def _add(
+        self, request: KernelCreate, ground: Ground, lease: Lease, *, image: str,
+        image_digest: str, spares: bool, **state: Any,
+    ) -> Sandbox:  # fmt: skip
+        key = Key.of(image_digest, ground.profile, ground.subject)
         sandbox = Sandbox(
             request=request,
             ground=ground,
             lease=lease,
             runtime=self.runtime,
-            image=image.ref,
-            image_digest=str(image.digest),
+            journal=self._journal,
+            image=image,
+            image_digest=image_digest,
             zygotes=self.zygotes,
-            zygote_key=Key.of(str(image.digest), profile, caller) if request.argv is None else None,
-            spares=grant.ceiling == Limits(),
+            zygote_key=key if request.argv is None else None,
+            spares=spares,
             on_state=self._on_state,
+            **state,
         )
-        self._sandboxes[sandbox_id] = sandbox
+        self._sandboxes[lease.id] = sandbox
+        return sandbox
+
+    def restore(self, lease: Lease, kernel: KernelRecord) -> Sandbox:
+        """A sandbox as a former daemon's journal has it; its program has yet to be taken over."""
+        sandbox = self._add(
+            kernel.request,
+            kernel.ground,
+            lease,
+            image=kernel.image,
+            image_digest=kernel.image_digest,
+            spares=kernel.spares,
+            state="running" if kernel.exit is None else "exited",
+            generation=kernel.generation,
+            created_at=kernel.created_at,
+            started_at=kernel.started_at,
+            exit=kernel.exit,
+            start_path=kernel.start_path,
+            cold_reason=kernel.cold_reason,
+            timings=kernel.timings,
+        )
+        sandbox.name_sockets()
         return sandbox
 
     def _apply_ceiling(self, caller: Subject, grant: Grant) -> None:
@@ -340,6 +338,25 @@ class Kernels:
             kernel_id=sandbox.request.kernel_id,
             owner_uid=sandbox.ground.subject.uid,
         )
+
+    async def readopt(self) -> None:
+        """The launcher was killed: have the next one look after everything that runs."""
+        lost = LauncherLost("the launcher was killed, and with it what is known of this program")
+        for exited in self._execs.values():
+            if not exited.done():
+                exited.set_exception(lost)
+        await self.zygotes.readopt()
+        for sandbox in list(self._sandboxes.values()):
+            await sandbox.readopt()
+
+    async def end_orphans(self, lease_s: float) -> None:
+        """Release kernels whose Jupyter server has not been heard of for so long."""
+        for sandbox in [s for s in self._sandboxes.values() if s.is_orphan(lease_s)]:
+            log.warning(
+                "kernel %s is ended: its server has been gone for %g s",
+                sandbox.request.kernel_id, lease_s,
+            )  # fmt: skip
+            await self._release(sandbox)
 
     async def release_all(self) -> None:
         """End every sandbox: the daemon stops."""

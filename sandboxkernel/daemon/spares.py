@@ -108,23 +108,22 @@ class SparePool:
             else:
                 try:
                     await self._park()
-                except SandboxError as exc:
+                except (SandboxError, OSError) as exc:
                     log.warning("no spare from zygote %s: %s", self.zygote_id, exc)
                     return
 
     async def _park(self) -> None:
         spare_id = secrets.token_hex(6)
         spare = Spare(spare_id, f"{self.cgroup_parent}/spares/{spare_id}")
-        self.journal.write(
-            Lease(id=spare_id, kernel_id="", owner_uid=0, cgroup=spare.cgroup, sockets="")
-        )
+        self.journal.write(Lease(id=spare_id, kind="spare", cgroup=spare.cgroup))
         try:
             await self.runtime.launcher.request(
                 "park", zygote=self.zygote_id, spare=spare_id, cgroups_path=spare.cgroup,
                 limits=to_json(self.limits),
             )  # fmt: skip
-        except SandboxError:
-            self.journal.forget(spare_id)
+        except BaseException:
+            # Given up by us, or lost with the launcher: it may be there, in part or whole.
+            await asyncio.shield(self._end(spare))
             raise
         if self._closed:
             await self._end(spare)
@@ -132,5 +131,8 @@ class SparePool:
             self._waiting.append(spare)
 
     async def _end(self, spare: Spare) -> None:
-        await self.runtime.launcher.request("unpark", spare=spare.id)
+        await self.runtime.launcher.request_again("unpark", spare=spare.id)
+        await self.runtime.launcher.request_again(
+            "delete", container_id=spare.id, cgroups_path=spare.cgroup
+        )
         self.journal.forget(spare.id)

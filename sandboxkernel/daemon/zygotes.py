@@ -9,49 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
-import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import sandboxruntime
-from sandboxkernel.daemon.handover import HandOver, Peer
-from sandboxkernel.daemon.lease import Lease, LeaseJournal
-from sandboxkernel.daemon.logs import LogBuffer
+from sandboxkernel.daemon.lease import Lease, LeaseJournal, Started
 from sandboxkernel.daemon.plan import (
-    ZygoteGround,
     plan_cgroup_limits,
-    plan_zygote_payload,
-    plan_zygote_spec,
 )
-from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.spares import Spare, SparePool
-from sandboxkernel.errors import KernelNotFound, KernelStartFailed, SandboxError
+from sandboxkernel.daemon.zygote import Key, Zygote, ZygoteStart
+from sandboxkernel.errors import LauncherLost, SandboxError
 from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.userlayers import UserLayers
-from sandboxkernel.limits import Profile, Subject
+from sandboxkernel.limits import Profile
 from sandboxkernel.models import Zygote as ZygoteModel
 from sandboxkernel.models import ZygoteList
 from sandboxkernel.paths import Paths
 from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import to_json
-from sandboxruntime.verify import verify
 
 __all__ = ["Claim", "Key", "Zygotes"]
 
 log = logging.getLogger(__name__)
 
-READY_TIMEOUT_S = 120.0
 SETTLE_S = 0.5  # a zygote waits so long, so that the kernel that asked for it is not slowed down
 RETRY_S = 60.0  # after a zygote that turned out unfit
 FORKS_MAX = 2000  # then a fresh one: its children share hash seed and address layout
@@ -62,24 +51,6 @@ WATCH_S = 5.0  # how often memory is looked at while there are zygotes
 # Bytes on top of what it had when it was ready. A page that it writes after a fork stays charged to
 # it for as long as that child has the former one: half a MiB a kernel that lives.
 GROWTH_MAX = 128 * 1024 * 1024
-INSIDE_ID = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Which kernels may come from one zygote: same image, same trust domain, same imports."""
-
-    image_digest: str
-    domain: str
-    preload: tuple[str, ...]
-
-    @classmethod
-    def of(cls, image_digest: str, profile: Profile, subject: Subject) -> Key | None:
-        """The key for a kernel; None when its profile has zygotes off."""
-        if profile.zygote == "off":
-            return None
-        owner = f"/{subject.uid}" if profile.zygote == "user" else ""
-        return cls(image_digest, f"{profile.name}{owner}", profile.preload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +59,6 @@ class Claim:
 
     zygote_id: str
     spare: Spare | None = None
-
-
-@dataclass(slots=True)
-class _Zygote:
-    key: Key
-    lease: Lease
-    uid: int
-    spares: SparePool
-    log: LogBuffer = field(default_factory=LogBuffer)
-    ready: socket.socket | None = None
-    process: Peer | None = None
-    upper: str = ""
-    born: float = field(default_factory=time.monotonic)
-    forks: int = 0
-    live: int = 0
-    memory_when_ready: int = 0
-    retired: bool = False
 
 
 class Zygotes:
@@ -124,19 +78,16 @@ class Zygotes:
         reserve: Reserve,
     ) -> None:
         self._runtime = runtime
-        self._layers = layers
         self._paths = paths
         self._journal = journal
         self._cgroup_parent = cgroup_parent
-        # One group for all of them: it is what lets them clone into cgroups (Cgroup.admit).
-        self._gid = first_uid
         self._uids = itertools.cycle(range(first_uid + 1, first_uid + 60000))
-        self._guest_source = guest_source
+        self._starter = ZygoteStart(runtime, layers, journal, first_uid, guest_source)
         self._maximum = maximum
         self._reserve = reserve
         self._watching: asyncio.Task[None] | None = None
-        self._current: dict[Key, _Zygote] = {}
-        self._all: dict[str, _Zygote] = {}
+        self._current: dict[Key, Zygote] = {}
+        self._all: dict[str, Zygote] = {}
         self._starting: dict[Key, asyncio.Task[None]] = {}
         self._not_before: dict[Key, float] = {}
         self._reasons: dict[Key, str] = {}
@@ -231,7 +182,7 @@ class Zygotes:
         ]
         return ZygoteList(zygotes=zygotes, starting=sorted(key.domain for key in self._starting))
 
-    def _memory(self, zygote: _Zygote) -> int:
+    def _memory(self, zygote: Zygote) -> int:
         try:
             return Cgroup(self._runtime.layout, zygote.lease.cgroup).usage().memory_bytes
         except (OSError, ContainerError):
@@ -251,29 +202,21 @@ class Zygotes:
         scratch = self._paths.scratch_dir / zygote_id
         lease = Lease(
             id=zygote_id,
-            kernel_id="",
-            owner_uid=0,
+            kind="zygote",
             cgroup=f"{self._cgroup_parent}/zygotes/{zygote_id}",
-            sockets="",
             scratch=str(scratch),
         )
-        spares = SparePool(
-            zygote_id=zygote_id,
-            limits=plan_cgroup_limits(profile.limits, None),
-            runtime=self._runtime,
-            journal=self._journal,
-            cgroup_parent=self._cgroup_parent,
-            most=0 if profile.limits.io else profile.spares,
-            reserve=self._reserve,
-        )
-        zygote = _Zygote(key, lease, next(self._uids), spares)
-        self._journal.write(lease)
+        limits = plan_cgroup_limits(profile.limits, None)
+        spares = self._pool(zygote_id, limits, 0 if profile.limits.io else profile.spares)
+        zygote = Zygote(key, lease, next(self._uids), spares)
         self._all[zygote_id] = zygote
         try:
-            await self._launch(zygote, image, profile, scratch)
+            self._journal.write(lease)
+            await self._starter.launch(zygote, image, profile)
         except (SandboxError, OSError) as exc:
             log.warning("no zygote for %s: %s", key.domain, exc)
-            self._not_before[key] = time.monotonic() + RETRY_S
+            if not isinstance(exc, LauncherLost):  # which says nothing of the image
+                self._not_before[key] = time.monotonic() + RETRY_S
             self._reasons[key] = f"no zygote: {exc}"
             await self._release(zygote)
         except BaseException:
@@ -282,7 +225,60 @@ class Zygotes:
         else:
             await self._put_in_service(zygote)
 
-    async def _put_in_service(self, zygote: _Zygote) -> None:
+    def _pool(self, zygote_id: str, limits: CgroupLimits, most: int) -> SparePool:
+        return SparePool(
+            zygote_id=zygote_id,
+            limits=limits,
+            runtime=self._runtime,
+            journal=self._journal,
+            cgroup_parent=self._cgroup_parent,
+            most=most,
+            reserve=self._reserve,
+        )
+
+    async def take_over(self, lease: Lease, started: Started, live: int) -> None:
+        """Look after a former daemon's zygote: its kernels, `live` of them, are in its namespace.
+
+        It forks no more. Raises SandboxError when it has ended.
+        """
+        key = Key("", "of a former daemon", ())
+        pool = self._pool(lease.id, started.spec.limits, 0)
+        zygote = Zygote(key, lease, started.spec.process.uid, pool, started=started, live=live)
+        zygote.retired, zygote.upper = True, started.spec.rootfs.upper
+        self._all[lease.id] = zygote
+        try:
+            await self._adopt(zygote, started)
+        except BaseException:
+            del self._all[lease.id]
+            raise
+
+    async def _adopt(self, zygote: Zygote, started: Started) -> None:
+        _, (log_fd,) = await self._runtime.launcher.request(
+            "adopt", early=True, spec=to_json(started.spec), pid=started.init_pid
+        )
+        zygote.log.adopt(log_fd)
+
+    async def readopt(self) -> None:
+        """The launcher was lost, and those in service end with it. What they forked lives on."""
+        for zygote in list(self._all.values()):
+            self._spawn(zygote.spares.close())
+            if self._current.get(zygote.key) is zygote:
+                del self._current[zygote.key]
+                zygote.retired = True
+            if zygote.started is not None:
+                try:
+                    await self._adopt(zygote, zygote.started)
+                except LauncherLost:
+                    raise  # which says nothing of the zygote
+                except SandboxError as exc:
+                    log.info("zygote %s was not adopted: %s", zygote.lease.id, exc)
+                    self._spawn(self._release(zygote))
+
+    async def leave(self) -> None:
+        """The daemon stops and kernels live on: end the zygotes that have none."""
+        await asyncio.gather(*(self._release(z) for z in list(self._all.values()) if not z.live))
+
+    async def _put_in_service(self, zygote: Zygote) -> None:
         former = self._current.pop(zygote.key, None)
         self._current[zygote.key] = zygote
         self._reasons.pop(zygote.key, None)
@@ -295,80 +291,6 @@ class Zygotes:
             await self._retire(stale)
         zygote.spares.refill()
 
-    async def _launch(
-        self, zygote: _Zygote, image: StoredImage, profile: Profile, scratch: Path
-    ) -> None:
-        dirs = await asyncio.to_thread(self._layers.scratch, scratch, zygote.uid - INSIDE_ID)
-        zygote.upper = str(dirs.upper)
-        ground = ZygoteGround(
-            container_id=zygote.lease.id,
-            uid=zygote.uid,
-            gid=self._gid,
-            layers=tuple(str(path) for path in image.layer_dirs),
-            upper=str(dirs.upper),
-            work=str(dirs.work),
-            cgroup=zygote.lease.cgroup,
-            image_env=image.environment,
-            image_labels=image.labels,
-            profile=profile,
-            package=os.path.dirname(os.path.abspath(sandboxruntime.__file__)),
-        )
-        control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        zygote.ready, ready_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        zygote.ready.setblocking(False)
-        with control, control_theirs, ready_theirs:
-            await self._create(zygote, ground, [control_theirs.fileno(), ready_theirs.fileno()])
-            ready_theirs.close()
-            await self._until_ready(zygote)
-            await self._runtime.launcher.request(
-                "adopt_zygote", [control.fileno()], container_id=zygote.lease.id
-            )
-
-    async def _create(self, zygote: _Zygote, ground: ZygoteGround, sockets: list[int]) -> None:
-        spec = plan_zygote_spec(ground)
-        handover = HandOver()
-        log_fd = zygote.log.attach()
-        try:
-            _, fds = await self._runtime.launcher.request(
-                "create", [handover.theirs.fileno(), log_fd], spec=to_json(spec)
-            )
-            for fd in fds:
-                os.close(fd)
-            handover.theirs.close()
-            cgroup = Cgroup.attach(self._runtime.layout, spec.cgroups_path)
-            zygote.process, _, _ = await handover.run(
-                lambda facts: verify(
-                    facts,
-                    spec,
-                    cgroup,
-                    self._runtime.host_namespaces,
-                    filters=self._runtime.host_filters + 1,
-                ),
-                plan_zygote_payload(ground, self._guest_source),
-                sockets,
-            )
-        except ContainerError as exc:
-            raise convert(exc) from exc
-        finally:
-            os.close(log_fd)
-            handover.close()
-
-    async def _until_ready(self, zygote: _Zygote) -> None:
-        assert zygote.ready is not None
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                data = await loop.sock_recv(zygote.ready, 65536)
-        except TimeoutError:
-            raise KernelStartFailed(
-                f"the zygote was not ready within {READY_TIMEOUT_S:g} s", step="hand_over"
-            ) from None
-        message = json.loads(data) if data else {"unfit": "it ended"}
-        if "unfit" in message:
-            zygote.log.drain()
-            log.debug("zygote's output: %s", zygote.log.tail(4000).decode(errors="replace"))
-            raise KernelStartFailed(f"the zygote is unfit: {message['unfit']}", step="hand_over")
-
     async def _watch(self) -> None:
         """End what the host has no memory for, until there is none."""
         while self._current:
@@ -380,17 +302,17 @@ class Zygotes:
                 log.warning("zygote %s is retired: memory is short", oldest.lease.id)
                 await self._retire(oldest)
 
-    async def _retire(self, zygote: _Zygote) -> None:
+    async def _retire(self, zygote: Zygote) -> None:
         """No more forks. Its container ends by itself once the last of its children has."""
         zygote.retired = True
         if self._current.get(zygote.key) is zygote:
             del self._current[zygote.key]
         await zygote.spares.close()
-        await self._runtime.launcher.request("retire_zygote", container_id=zygote.lease.id)
+        await self._runtime.launcher.request_again("retire_zygote", container_id=zygote.lease.id)
         if zygote.process is not None:
             zygote.process.kill()  # one that is wedged does not see that nobody asks any more
 
-    async def _release(self, zygote: _Zygote) -> None:
+    async def _release(self, zygote: Zygote) -> None:
         """Delete the container and give everything back. Idempotent."""
         zygote.retired = True
         if self._current.get(zygote.key) is zygote:
@@ -404,12 +326,11 @@ class Zygotes:
             zygote.process.close()
             zygote.process = None
         zygote.log.detach()
-        try:
-            await self._runtime.launcher.request("delete", container_id=zygote.lease.id)
-        except KernelNotFound:
-            pass  # it never came to be
+        await self._runtime.launcher.request_again(
+            "delete", container_id=zygote.lease.id, cgroups_path=zygote.lease.cgroup
+        )
         if zygote.upper:  # the launcher keeps overlays for the next start of their layer
-            await self._runtime.launcher.request("forget", upper=zygote.upper)
+            await self._runtime.launcher.request_again("forget", upper=zygote.upper)
         if zygote.lease.scratch:
             await asyncio.to_thread(shutil.rmtree, zygote.lease.scratch, ignore_errors=True)
         self._journal.forget(zygote.lease.id)

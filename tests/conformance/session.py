@@ -139,10 +139,12 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(folder: Path, *, config: Config | None = None, **members: Any) -> Iterator[Session]:
+def session(
+    folder: Path, *, config: Config | None = None, env: dict[str, str] | None = None, **members: Any
+) -> Iterator[Session]:
     """A kernel that is ready, shut down at the end."""
     manager = KernelManager(kernel_name=KERNEL_NAME, config=config or Config(), **members)
-    manager.start_kernel(cwd=str(folder))
+    manager.start_kernel(cwd=str(folder), **({"env": env} if env else {}))
     client = manager.client()
     client.start_channels()
     try:

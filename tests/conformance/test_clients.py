@@ -18,7 +18,7 @@ import websocket
 
 from tests.conformance.server import JUPYTER, TIMEOUT_S, Server, running_server
 from tests.conformance.session import KERNEL_NAME
-from tests.support import ROOT, RunningDaemon, wait_until
+from tests.support import ROOT, RunningDaemon, sandbox, wait_until
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -293,3 +293,65 @@ def test_server_that_stops_leaves_no_kernel(
             server.call("POST", "kernels", {"name": KERNEL_NAME})
         assert len(list(daemon.client().kernels())) == 2
     assert list(daemon.client().kernels()) == []
+
+
+def test_a_server_that_was_killed_finds_its_kernels_again(
+    daemon: RunningDaemon, talk_to_the_daemon: None, work: Path, tmp_path: Path
+) -> None:
+    """The notebook's page, which is still open, goes on under the same ids."""
+    (work / "sub").mkdir()
+    nbformat.write(notebook("1"), work / "sub" / "n.ipynb")
+    body = {
+        "path": "sub/n.ipynb", "type": "notebook", "name": "n.ipynb",
+        "kernel": {"name": KERNEL_NAME},
+    }  # fmt: skip
+    with running_server(work, tmp_path / "first.log") as first:
+        session = first.call("POST", "sessions", body)
+        kernel_id = session["kernel"]["id"]
+        channels = Channels(first, kernel_id)
+        assert channels.result("kept = 42; kept") == "42"
+        first.process.kill()
+        first.process.wait()
+        channels.close()
+    wait_until(lambda: not daemon.client().inspect(kernel_id).attached)
+    with running_server(work, tmp_path / "second.log") as second:
+        (found,) = wait_until(lambda: second.call("GET", "sessions"))
+        assert (found["path"], found["kernel"]["id"]) == ("sub/n.ipynb", kernel_id)
+        assert (found["type"], found["kernel"]["name"]) == ("notebook", KERNEL_NAME)
+        channels = Channels(second, kernel_id)
+        assert channels.result("kept") == "42"
+        assert channels.result("import os; os.getcwd()") == repr(str(work / "sub"))
+        assert daemon.client().inspect(kernel_id).generation == 1
+        second.call("POST", f"kernels/{kernel_id}/restart")
+        assert channels.result("'kept' in globals()") == "False"
+        channels.execute("import os; os._exit(5)")
+        channels.until(None, "status", execution_state="restarting")
+        channels.close()
+        # A server that is still busy restarting it could not end it (jupyter_client).
+        channels = Channels(second, kernel_id)
+        assert channels.result("2") == "2"
+        channels.close()
+        assert daemon.client().inspect(kernel_id).generation == 3
+        second.call("DELETE", f"sessions/{found['id']}")
+        assert list(daemon.client().kernels()) == []
+
+
+def test_a_server_leaves_kernels_alone_that_are_not_its_own(
+    daemon: RunningDaemon, talk_to_the_daemon: None, work: Path, tmp_path: Path
+) -> None:
+    """One that another server is attached to, one of another folder, and a program."""
+    inside, outside = work / "inside", work / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    with running_server(inside, tmp_path / "other.log") as other:
+        theirs = other.call("POST", "kernels", {"name": KERNEL_NAME})["id"]
+        with (
+            sandbox(daemon, as_kernel=True, cwd=str(outside)) as elsewhere,
+            sandbox(daemon, cwd=str(inside)) as program,
+            running_server(inside, tmp_path / "mine.log") as mine,
+        ):
+            assert mine.call("GET", "kernels") == []
+            assert daemon.client().inspect(elsewhere.id).attached is False
+            assert daemon.client().inspect(program.id).attached is False
+            assert daemon.client().inspect(theirs).attached
+        other.call("DELETE", f"kernels/{theirs}")

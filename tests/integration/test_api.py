@@ -452,44 +452,6 @@ def test_an_ephemeral_sandbox_forgets(daemon: RunningDaemon) -> None:
         assert run_inside(daemon, kernel, "ls", "/home/sandbox") == (0, "")
 
 
-def test_a_crashed_daemons_sandboxes_are_swept_by_the_next(tmp_path: Path) -> None:
-    from tests.support import host_state, leaks
-
-    before = host_state()
-    with running_daemon() as first:
-        run_dir = first.run_dir
-        client = first.client()
-        client.create(KernelCreate(kernel_id="orphan", argv=["sleep", "600"]))
-        leases = list((run_dir / "leases").iterdir())
-        assert len(leases) == 1
-        saved = leases[0].read_bytes()
-        first.process.kill()
-        first.process.wait()
-        with running_daemon() as second:
-            del second
-        # The same run directory: as after a crash of the service.
-        assert saved
-        import subprocess
-        import sys
-
-        ready_read, ready_write = os.pipe()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sandboxkernel.daemon", "--config", str(first.config),
-             f"--ready-fd={ready_write}"],
-            pass_fds=[ready_write],  cwd="/",
-            env={**os.environ, "SANDBOXKERNEL_RUN_DIR": str(run_dir),
-                 "SANDBOXKERNEL_DATA_DIR": str(first.data_dir)},
-        )  # fmt: skip
-        os.close(ready_write)
-        with open(ready_read, "rb") as ready:
-            assert ready.read(1) == b"1"
-        assert list((run_dir / "leases").iterdir()) == []
-        assert list(client.kernels()) == []
-        process.terminate()
-        process.wait(20)
-    wait_until(lambda: not leaks(before), timeout_s=10)
-
-
 def test_the_socket_is_not_taken_from_a_living_daemon(daemon: RunningDaemon) -> None:
     from sandboxkernel.daemon.server import bind_api_socket
 

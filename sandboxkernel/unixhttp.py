@@ -1,0 +1,59 @@
+"""HTTP/1.1 over the daemon's unix socket. Standard library."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sandboxkernel.errors import DaemonUnavailable, SandboxError, error_from_problem
+
+__all__ = ["UnixConnection", "error_from_response", "unavailable"]
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over AF_UNIX."""
+
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect to the daemon's socket. Raises DaemonUnavailable."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_TIMEOUT_S)
+            sock.connect(str(self._path))
+            sock.settimeout(self._timeout_s)
+        except OSError as exc:
+            sock.close()
+            raise unavailable(self._path, exc) from exc
+        self.sock = sock
+
+
+def unavailable(path: Path, exc: OSError) -> DaemonUnavailable:
+    """The error for a socket on which nobody answers."""
+    if isinstance(exc, PermissionError):
+        return DaemonUnavailable(
+            f"not allowed to connect to {path}",
+            hint="This daemon serves root only; ask the administrator for a system daemon.",
+        )
+    return DaemonUnavailable(
+        f"no sandboxkernel daemon answers on {path}",
+        hint="Start one as root with `sandboxkerneld` (or its service), or set SANDBOXKERNEL_HOST.",
+    )
+
+
+def error_from_response(status: int, data: bytes) -> SandboxError:
+    """The error that a reply of the daemon says."""
+    try:
+        problem = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return SandboxError(f"the daemon answered {status}: {data[:200]!r}")
+    return error_from_problem(problem)

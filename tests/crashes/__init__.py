@@ -1,0 +1,1 @@
+"""Crashes at every step: a daemon and a launcher that kill themselves at a chosen point."""

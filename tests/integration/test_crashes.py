@@ -1,0 +1,53 @@
+"""A sample of `make crashes`: daemon and launcher are killed, with kernels and clients standing by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crashes.scene import PREPARED, Scene, crash_at, crash_at_random, scene
+from tests.support import host_state
+
+STEPS = 7  # every so many: the whole takes two minutes
+MOMENTS = 20
+
+
+@pytest.fixture
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = Path("/srv/sandboxkernel-tests/crashes")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def clean(stage: Scene) -> bool:
+    assert stage.found.lost == []
+    assert stage.found.leaks == []
+    assert stage.found.stuck == []
+    return True
+
+
+@pytest.mark.timeout(300)
+def test_a_crash_at_a_step_of_a_start_or_an_end_loses_and_leaves_nothing(work: Path) -> None:
+    with scene(work, trapped=True) as stage:
+        before = host_state()
+        for name in PREPARED:
+            for role in ("daemon", "launcher"):
+                number = 1
+                while crash_at(stage, role, name, number):
+                    number += STEPS
+        stage.check_leaks(before, "all of them")
+        assert clean(stage)
+        assert sum(stage.found.crashes.values()) >= len(PREPARED) * 2
+
+
+@pytest.mark.timeout(300)
+def test_crashes_at_random_moments_lose_and_leave_nothing(work: Path) -> None:
+    with scene(work, trapped=False) as stage:
+        before = host_state()
+        for seed in range(MOMENTS):
+            crash_at_random(stage, seed)
+        stage.check_leaks(before, "all of them")
+        assert clean(stage)
+        assert sum(stage.found.crashes.values()) == MOMENTS
