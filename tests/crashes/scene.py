@@ -29,6 +29,7 @@ from tests.support import (
 
 PLAIN = ("-m", "sandboxkernel.daemon")
 TRAPPED = ("-m", "tests.crashes.traps", "{run_dir}")
+SETTLE_S = 0.05
 COLD = {"PYTHONHASHSEED": "1"}  # CPython reads it at its start: an interpreter of its own
 Operation = Callable[["Scene"], None]
 
@@ -183,9 +184,11 @@ def crash_at(scene: Scene, role: str, name: str, number: int) -> bool:
     supervisor.start()
     where = f"{role} at {number} of {name}"
     scene.attempt(operation, where)
+    time.sleep(SETTLE_S)  # the last effects come after the answer
     sprung = not trap.exists()
     trap.unlink(missing_ok=True)
     supervisor.join()
+    time.sleep(SETTLE_S)
     scene.revive()
     if sprung:
         where = f"{where} ({(scene.daemon.run_dir / 'trapped').read_text()})"
