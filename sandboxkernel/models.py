@@ -34,6 +34,7 @@ __all__ = [
     "Limits",
     "Progress",
     "PruneReport",
+    "PythonEnvironment",
     "SignalRequest",
     "Stats",
     "UserLayer",
@@ -97,6 +98,18 @@ class KernelRestart(_Request, kw_only=True, frozen=True):
     extra_arguments: list[Argument] = []
 
 
+class PythonEnvironment(_Request, kw_only=True, frozen=True):
+    """A Python environment of the host's, which a kernel sees at its own paths, read-only.
+
+    `python` is the program to run, `base` what it leads to when links are followed: a file in one
+    of the `folders`, or the image's own interpreter.
+    """
+
+    python: AbsolutePath
+    base: AbsolutePath
+    folders: Annotated[list[AbsolutePath], Meta(min_length=1, max_length=8)]
+
+
 class KernelCreate(_Request, kw_only=True, frozen=True):
     """Start one kernel in a sandbox of its own.
 
@@ -104,6 +117,7 @@ class KernelCreate(_Request, kw_only=True, frozen=True):
     else (environment.py). `work_folder` is what is mounted at its own path, read-write; `cwd`
     lies in it; without one, the work folder is `cwd`; without both, no folder is mounted.
     `argv` replaces the image's kernel command: a sandbox without Jupyter, as `run` makes it.
+    `environment` replaces the image's interpreter and packages: the kernel is that environment's.
     """
 
     kernel_id: KernelId
@@ -115,6 +129,7 @@ class KernelCreate(_Request, kw_only=True, frozen=True):
     env: dict[EnvironmentName, EnvironmentValue] = {}
     extra_arguments: list[Argument] = []
     argv: list[Argument] | None = None
+    environment: PythonEnvironment | None = None
     ephemeral: bool = False
     key: Annotated[str, Meta(max_length=4096)] = ""
     signature_scheme: Annotated[str, Meta(max_length=64)] = "hmac-sha256"

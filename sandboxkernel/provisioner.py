@@ -19,6 +19,7 @@ from typing import Any, cast
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from msgspec import structs
 from traitlets import Bool, Float, Integer, List, Unicode, Union
 
 from sandboxkernel import units
@@ -29,10 +30,21 @@ from sandboxkernel.errors import (
     KernelNotFound,
     KernelNotRunning,
     LimitError,
+    RequestError,
     SandboxError,
 )
+from sandboxkernel.kernel_command import PythonKernel, parse_command
 from sandboxkernel.launch_daemon import ensure_daemon
-from sandboxkernel.models import ExitInfo, IoLimit, Kernel, KernelCreate, KernelRestart, Limits
+from sandboxkernel.models import (
+    ExitInfo,
+    IoLimit,
+    Kernel,
+    KernelCreate,
+    KernelRestart,
+    Limits,
+    PythonEnvironment,
+)
+from sandboxkernel.python_environment import environment_of
 
 __all__ = ["SandboxProvisioner"]
 
@@ -92,7 +104,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         )
         self._settle_encryption(encryption)
         self._tell_reason("")
-        kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
+        # As LocalProvisioner: a leading `python` is the server's own, templates are filled in.
+        cmd = self.parent.format_kernel_cmd() if self.parent else list(self.kernel_spec.argv)
+        kwargs = await super().pre_launch(cmd=cmd, **kwargs)
         kwargs["extra_arguments"] = extra_arguments
         return kwargs
 
@@ -114,11 +128,12 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the sandbox, or start it again; returns the connection info, which is the truth.
 
-        `cmd` is for the host and is not used: the image has its own interpreter. Errors carry a
-        text for the person who opened the notebook; JupyterLab shows it in its dialog.
+        `cmd` is understood, not run: see kernel_command. Errors carry a text for the person who
+        opened the notebook; JupyterLab shows it in its dialog.
         """
-        del cmd
         self._forget_process()
+        environment, arguments = self._understand(cmd)
+        arguments += kwargs.get("extra_arguments") or []
         env = select_environment(
             kwargs.get("env") or dict(os.environ),
             server=os.environ,
@@ -126,15 +141,30 @@ class SandboxProvisioner(KernelProvisionerBase):
             chosen=self.pass_env,
         )
         cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-        arguments = kwargs.get("extra_arguments") or []
         kernel = await self._restart(env, cwd, arguments) if self._kernel else None
         if kernel is None:
-            kernel = await self._create(self._request(env, cwd, arguments))
+            request = self._request(env, cwd, arguments)
+            kernel = await self._create(structs.replace(request, environment=environment))
         self._kernel = kernel
         self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
         self._running = True
         self.connection_info = self._connection_info(kernel)
         return self.connection_info
+
+    def _understand(self, cmd: list[str]) -> tuple[PythonEnvironment | None, list[str]]:
+        """The environment (None: the image's own) and ipykernel's arguments of a command."""
+        connection_file = os.path.realpath(self._manager().connection_file)
+        command = parse_command(cmd, connection_file)
+        if isinstance(command, PythonKernel):
+            return environment_of(command.python), list(command.arguments)
+        if command.options and "kernel_provisioner" not in self.kernel_spec.metadata:
+            raise RequestError(
+                f"the kernelspec's options {' '.join(command.options)} are for clients that run "
+                "its command",
+                hint="Say the same in its metadata.kernel_provisioner.config.",
+                field="argv",
+            )
+        return None, list(command.arguments)
 
     async def _restart(self, env: dict[str, str], cwd: str, arguments: list[str]) -> Kernel | None:
         """The same sandbox with a new process; None when the daemon does not know it any more."""

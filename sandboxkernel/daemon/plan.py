@@ -22,6 +22,7 @@ __all__ = [
     "INSIDE_ID",
     "Ground",
     "ZygoteGround",
+    "is_below",
     "plan_cgroup_limits",
     "plan_payload",
     "plan_spec",
@@ -54,8 +55,9 @@ class Ground:
     """What was found or allocated for one sandbox before planning.
 
     `layers` are directories, lowest first. `hidden` are the entries of the caller's home that
-    start with a dot, relative to the work folder. `disk` is the device number of the data
-    directory's disk. `cores` is how many the host has.
+    start with a dot, relative to the work folder. `environment_roots` are where an environment may
+    lie beside the profile's work folders. `disk` is the device number of the data directory's disk.
+    `cores` is how many the host has.
     """
 
     container_id: str
@@ -71,6 +73,7 @@ class Ground:
     image_env: Mapping[str, str]
     image_labels: Mapping[str, str]
     hidden: tuple[str, ...]
+    environment_roots: tuple[str, ...]
     disk: tuple[int, int] | None
     cores: int
 
@@ -85,14 +88,14 @@ def work_folder_of(request: KernelCreate) -> str | None:
                 hint="Leave out '.', '..', '//' and a trailing '/'.",
                 field="work_folder",
             )
-    if folder is not None and cwd is not None and not _is_below(cwd, folder):
+    if folder is not None and cwd is not None and not is_below(cwd, folder):
         raise WorkFolderError(
             f"the working directory {cwd} is outside the work folder {folder}", field="cwd"
         )
     return folder
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     return path == folder or folder == "/" or path.startswith(folder + "/")
 
 
@@ -135,14 +138,20 @@ def plan_spec(request: KernelCreate, ground: Ground) -> Spec:
         )
         for mount in ground.profile.mounts
     ]
+    subject = ground.subject
+    caller = Credentials(uid=subject.uid, gid=subject.gid, groups=subject.groups)
+    roots = (*ground.profile.work_folders, *ground.environment_roots)
+    binds += [
+        Bind(source=path, destination=path, opener=caller, read_only=True, allowed=roots)
+        for path in (request.environment.folders if request.environment else ())
+    ]
     folder = work_folder_of(request)
     if folder is not None:
-        subject = ground.subject
         binds.append(
             Bind(
                 source=folder,
                 destination=folder,
-                opener=Credentials(uid=subject.uid, gid=subject.gid, groups=subject.groups),
+                opener=caller,
                 masked=ground.hidden,
                 allowed=ground.profile.work_folders,
             )
@@ -274,6 +283,12 @@ def plan_payload(
             raise RequestError("argv is empty", field="argv")
         return Payload(argv=list(request.argv), env=env, cwd=cwd)
     python = python_of(ground.image_labels)
+    environment = request.environment
+    if environment is not None:
+        env["PATH"] = f"{posixpath.dirname(environment.python)}:{env['PATH']}"
+        # The system's own interpreter has other names outside than in an image.
+        if any(is_below(environment.python, folder) for folder in environment.folders):
+            python = environment.python
     connection = {
         "transport": "ipc",
         "ip": socket_prefix,

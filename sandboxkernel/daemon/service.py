@@ -16,6 +16,7 @@ from typing import cast
 
 import msgspec
 
+from sandboxkernel.daemon.environments import check_environment, is_own, own_folders
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
@@ -218,6 +219,8 @@ class Kernels:
         limits: Limits,
         image: StoredImage,
     ) -> Sandbox:
+        hidden = hidden_entries(caller, profile, work_folder_of(request))
+        check_environment(request, image.labels, hidden)
         sandbox_id = secrets.token_hex(6)
         base = self._ids.base_of(caller.uid)
         ephemeral = request.ephemeral or profile.ephemeral
@@ -252,7 +255,8 @@ class Kernels:
                 cgroup=lease.cgroup,
                 image_env=image.environment,
                 image_labels=image.labels,
-                hidden=hidden_entries(caller, profile, work_folder_of(request)),
+                hidden=hidden,
+                environment_roots=own_folders(),
                 disk=self._disk_for(limits),
                 cores=os.cpu_count() or 1,
             )
@@ -267,7 +271,7 @@ class Kernels:
             image=image.ref,
             image_digest=str(image.digest),
             zygotes=self.zygotes,
-            zygote_key=Key.of(str(image.digest), profile, caller) if request.argv is None else None,
+            zygote_key=_zygote_key(request, image, profile, caller),
             spares=grant.ceiling == Limits(),
             on_state=self._on_state,
         )
@@ -388,6 +392,15 @@ class Kernels:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("background work failed", exc_info=task.exception())
+
+
+def _zygote_key(
+    request: KernelCreate, image: StoredImage, profile: Profile, caller: Subject
+) -> Key | None:
+    foreign = request.environment is not None and not is_own(request.environment, profile)
+    if request.argv is not None or foreign:
+        return None
+    return Key.of(str(image.digest), profile, caller)
 
 
 def lineage_of(image: StoredImage) -> str:

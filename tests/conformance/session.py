@@ -141,7 +141,8 @@ class Session:
 @contextlib.contextmanager
 def session(folder: Path, *, config: Config | None = None, **members: Any) -> Iterator[Session]:
     """A kernel that is ready, shut down at the end."""
-    manager = KernelManager(kernel_name=KERNEL_NAME, config=config or Config(), **members)
+    members.setdefault("kernel_name", KERNEL_NAME)
+    manager = KernelManager(config=config or Config(), **members)
     manager.start_kernel(cwd=str(folder))
     client = manager.client()
     client.start_channels()
