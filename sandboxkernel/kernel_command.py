@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sandboxkernel.errors import RequestError
+from sandboxkernel.models import IPYKERNEL
 
 __all__ = ["OwnKernel", "PythonKernel", "parse_command"]
 
-_MODULES = ("ipykernel_launcher", "ipykernel")
+_SAME = {"ipykernel": IPYKERNEL}
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
 _PYTHON = re.compile(r"python(3(\.\d+)?)?\Z")
 # ipykernel writes it into its kernelspecs, for breakpoints in the interpreter's own modules; the
 # daemon has settled that (docs/architecture.md, "Decisions").
 _HARMLESS = {("-X", "frozen_modules=off"), ("-Xfrozen_modules=off",)}
 _HINT = (
-    "A sandbox can run `python -m ipykernel_launcher -f {connection_file}` of a Python environment "
-    "that has ipykernel. For another kernel give its kernelspec a provisioner of its own: "
+    "A sandbox can run `python -m MODULE -f {connection_file}` of a Python environment: ipykernel, "
+    "and kernels written in Python. For another kernel name a provisioner in its kernelspec: "
     '"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}} runs it '
     "without a sandbox."
 )
@@ -38,9 +40,10 @@ class OwnKernel:
 
 @dataclass(frozen=True, slots=True)
 class PythonKernel:
-    """ipykernel of the environment that `python` belongs to."""
+    """A kernel written in Python, of the environment that `python` belongs to."""
 
     python: str
+    module: str
     arguments: tuple[str, ...]
 
 
@@ -58,13 +61,16 @@ def parse_command(argv: Sequence[str], connection_file: str) -> OwnKernel | Pyth
     while rest and rest[0] != "-m":
         flag = next((f for f in _HARMLESS if tuple(rest[: len(f)]) == f), None)
         if flag is None:
-            raise _refusal(argv, f"{rest[0]!r} precedes `-m ipykernel_launcher`")
+            raise _refusal(argv, f"{rest[0]!r} precedes `-m MODULE`")
         del rest[: len(flag)]
-    if len(rest) < 2 or rest[1] not in _MODULES:
-        module = rest[1] if len(rest) > 1 else "no module"
-        raise _refusal(argv, f"it runs {module}, not ipykernel_launcher")
+    if len(rest) < 2 or not _MODULE.match(rest[1]):
+        raise _refusal(argv, "it runs no module (`-m MODULE`)")
+    module = _SAME.get(rest[1], rest[1])
     before, after = _split(rest[2:], connection_file, argv)
-    return PythonKernel(argv[0], (*before, *after))
+    if before and module != IPYKERNEL:
+        # Only of ipykernel it is known that its arguments may come in any order.
+        raise _refusal(argv, f"{before[0]!r} precedes the connection file")
+    return PythonKernel(argv[0], module, (*before, *after))
 
 
 def _split(

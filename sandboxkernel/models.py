@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "CONNECTION_PORTS",
+    "IPYKERNEL",
     "Confinement",
     "ConnectionInfo",
     "DiskUsage",
@@ -47,6 +48,7 @@ __all__ = [
 KERNEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 PROFILE_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 PATH_MAX = 4096
+IPYKERNEL = "ipykernel_launcher"
 CONNECTION_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 KernelId = Annotated[str, Meta(pattern=KERNEL_ID_PATTERN, description="Jupyter's kernel id")]
@@ -102,12 +104,14 @@ class PythonEnvironment(_Request, kw_only=True, frozen=True):
     """A Python environment of the host's, which a kernel sees at its own paths, read-only.
 
     `python` is the program to run, `base` what it leads to when links are followed: a file in one
-    of the `folders`, or the image's own interpreter.
+    of the `folders`, or the image's own interpreter. `module` is the kernel: ipykernel, or another
+    whose sockets are pyzmq's.
     """
 
     python: AbsolutePath
     base: AbsolutePath
     folders: Annotated[list[AbsolutePath], Meta(min_length=1, max_length=8)]
+    module: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$", max_length=256)] = IPYKERNEL
 
 
 class KernelCreate(_Request, kw_only=True, frozen=True):

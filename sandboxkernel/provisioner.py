@@ -156,7 +156,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         connection_file = os.path.realpath(self._manager().connection_file)
         command = parse_command(cmd, connection_file)
         if isinstance(command, PythonKernel):
-            return environment_of(command.python), list(command.arguments)
+            environment = environment_of(command.python)
+            environment = structs.replace(environment, module=command.module)
+            return environment, list(command.arguments)
         if command.options and "kernel_provisioner" not in self.kernel_spec.metadata:
             raise RequestError(
                 f"the kernelspec's options {' '.join(command.options)} are for clients that run "

@@ -14,7 +14,7 @@ from sandboxkernel.daemon.images import HOST_REF
 from sandboxkernel.daemon.plan import is_below, python_of
 from sandboxkernel.errors import RequestError, SandboxError, WorkFolderError
 from sandboxkernel.limits import Profile
-from sandboxkernel.models import KernelCreate, PythonEnvironment
+from sandboxkernel.models import IPYKERNEL, KernelCreate, PythonEnvironment
 from sandboxkernel.python_environment import running_environment
 
 __all__ = ["check_environment", "is_own", "own_folders"]
@@ -35,11 +35,12 @@ def own_folders() -> tuple[str, ...]:
 
 
 def is_own(environment: PythonEnvironment, profile: Profile) -> bool:
-    """Whether the profile's image, and so its zygote, was made from this environment."""
+    """Whether the profile's image, and so its zygote, holds this very kernel."""
     own = _own()
     return (
         own is not None
         and profile.image == HOST_REF
+        and environment.module == IPYKERNEL
         and (environment.base, environment.folders) == (own.base, own.folders)
     )
 

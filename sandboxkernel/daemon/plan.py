@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sandboxkernel.errors import RequestError, WorkFolderError
 from sandboxkernel.limits import Profile, Subject
-from sandboxkernel.models import CONNECTION_PORTS, KernelCreate, Limits
+from sandboxkernel.models import CONNECTION_PORTS, IPYKERNEL, KernelCreate, Limits
 from sandboxruntime.cgroup import IoLimit
 from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.handover import FIRST_FD, Payload
@@ -36,6 +36,7 @@ USER = "sandbox"
 HOME = f"/home/{USER}"
 CONNECTION_FILE = f"{HAND_OVER_DIR}/connection.json"
 GUEST_FILE = f"{HAND_OVER_DIR}/kernel.py"
+MODULE_OPTION = "--sandboxkernel-module="  # read by sandboxruntime.guest.kernel
 ZYGOTE_FILE = f"{HAND_OVER_DIR}/zygote.py"
 ZYGOTE_PACKAGES = "/opt/sandboxkernel"  # in a zygote: where the sandboxruntime package appears
 ZYGOTE_MEMORY = 2 << 30
@@ -300,8 +301,11 @@ def plan_payload(
     if request.curve_publickey and request.curve_secretkey:
         connection["curve_publickey"] = request.curve_publickey
         connection["curve_secretkey"] = request.curve_secretkey
+    arguments = list(request.extra_arguments)
+    if environment is not None and environment.module != IPYKERNEL:
+        arguments.insert(0, f"{MODULE_OPTION}{environment.module}")
     return Payload(
-        argv=[python, GUEST_FILE, CONNECTION_FILE, str(FIRST_FD), *request.extra_arguments],
+        argv=[python, GUEST_FILE, CONNECTION_FILE, str(FIRST_FD), *arguments],
         env=env,
         cwd=cwd,
         files={CONNECTION_FILE: json.dumps(connection, indent=1), GUEST_FILE: guest_source},

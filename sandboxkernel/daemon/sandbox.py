@@ -134,7 +134,7 @@ class Sandbox:
         if claim is None:
             reason = self.zygotes.why_none(self.zygote_key)
             if self.zygote_key is None and self.request.environment is not None:
-                reason = "no zygote has its Python environment"
+                reason = "no zygote has its environment's kernel"
         else:
             self._claim = claim
             try:

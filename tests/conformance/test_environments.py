@@ -148,7 +148,9 @@ def test_stock_kernelspec_under_a_server(
         assert channels.result("import sys; sys.prefix") == repr(sys.prefix)
         assert channels.result("import jupyter_kernel_test; 1") == "1"
         server.call("POST", f"kernels/{kernel_id}/restart")
-        assert channels.result("import sys; sys.executable") == repr(sys.executable)
+        channels.close()
+        channels = Channels(server, kernel_id)  # the server looks whether it hears the new process
+        assert channels.result("import sys; sys.prefix") == repr(sys.prefix)
         channels.close()
         server.call("DELETE", f"kernels/{kernel_id}")
         assert list(daemon.client().kernels()) == []
@@ -188,7 +190,40 @@ def test_kernelspec_of_another_environment(
         assert kernel.run("print(get_ipython().history_manager.hist_file)").text == ":memory:"
         found = daemon.client().inspect(kernel.kernel_id)
         assert found.start_path == "cold"
-        assert found.cold_reason == "no zygote has its Python environment"
+        assert found.cold_reason == "no zygote has its environment's kernel"
+
+
+ECHO_KERNEL = """
+import sys
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
+
+class Echo(Kernel):
+    implementation, implementation_version, banner = "echo", "1", ""
+    language_info = {"name": "echo", "mimetype": "text/plain", "file_extension": ".txt"}
+
+    async def do_execute(self, code, silent, *args, **kwargs):
+        text = f"{code} {sys.argv[3:]} {sys.path[0]}"
+        self.send_response(self.iopub_socket, "stream", {"name": "stdout", "text": text})
+        return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {}}
+
+IPKernelApp.launch_instance(kernel_class=Echo)
+"""
+
+
+def test_kernel_of_another_language_that_is_written_in_python(
+    work: Path, kernels: Path, other_environment: Path
+) -> None:
+    (site_packages,) = other_environment.glob("lib/python3*/site-packages")
+    (site_packages / "echo_kernel.py").write_text(ECHO_KERNEL)
+    python = str(other_environment / "bin" / "python")
+    argv = [python, "-m", "echo_kernel", "-f", "{connection_file}", "--Session.username=ada"]
+    kernelspec(kernels, "echo", argv, language="echo")
+    with session(work, kernel_name="echo") as kernel:
+        assert kernel.run("said").text == f"said ['--Session.username=ada'] {work}"
+        kernel.manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=TIMEOUT_S)
+        assert kernel.run("again").text.startswith("again")
 
 
 def test_environment_inside_the_work_folder_stays_read_only(
@@ -224,7 +259,7 @@ def test_environment_is_held_to_the_profiles_folders(
     ("argv", "said"),
     [
         (["julia", "{connection_file}"], "julia is not a Python interpreter"),
-        (["python3", "-m", "xeus", "-f", "{connection_file}"], "it runs xeus"),
+        (["python3", "-m", "a", "run", "-f", "{connection_file}"], "'run' precedes"),
         (["python3", "-O", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "'-O' precedes"),
         (["python3", "-m", "ipykernel_launcher"], "no `-f {connection_file}`"),
         (["/no/such/python", "-m", "ipykernel", "-f", "{connection_file}"], "no interpreter"),

@@ -9,7 +9,7 @@ import pytest
 
 from sandboxkernel.errors import RequestError
 from sandboxkernel.kernel_command import OwnKernel, PythonKernel, parse_command
-from sandboxkernel.models import PythonEnvironment
+from sandboxkernel.models import IPYKERNEL, PythonEnvironment
 from sandboxkernel.python_environment import environment_of, running_environment
 
 FILE = "/run/user/1000/jupyter/kernel-1.json"
@@ -18,17 +18,25 @@ FILE = "/run/user/1000/jupyter/kernel-1.json"
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["python", "-m", "ipykernel_launcher", "-f", FILE], PythonKernel("python", ())),
-        (["/v/bin/python3", "-m", "ipykernel", "-f", FILE], PythonKernel("/v/bin/python3", ())),
+        (["python", "-m", "ipykernel_launcher", "-f", FILE], PythonKernel("python", IPYKERNEL, ())),
+        (
+            ["/v/bin/python3", "-m", "ipykernel", "-f", FILE],
+            PythonKernel("/v/bin/python3", IPYKERNEL, ()),
+        ),
         (
             ["/v/bin/python3.12", "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", FILE],
-            PythonKernel("/v/bin/python3.12", ()),
+            PythonKernel("/v/bin/python3.12", IPYKERNEL, ()),
         ),
         (
             ["python", "-X", "frozen_modules=off", "-m", "ipykernel", "--pylab", "-f", FILE, "-x"],
-            PythonKernel("python", ("--pylab", "-x")),
+            PythonKernel("python", IPYKERNEL, ("--pylab", "-x")),
         ),
-        (["python", "-m", "ipykernel", f"--f={FILE}"], PythonKernel("python", ())),
+        (["python", "-m", "ipykernel", f"--f={FILE}"], PythonKernel("python", IPYKERNEL, ())),
+        (
+            ["python", "-m", "bash_kernel", "-f", FILE, "--debug"],
+            PythonKernel("python", "bash_kernel", ("--debug",)),
+        ),
+        (["python", "-m", "a.b", "-f", FILE], PythonKernel("python", "a.b", ())),
         (["sandboxkernel", "launch", "-f", FILE], OwnKernel((), ())),
         (
             ["/o/bin/sandboxkernel", "launch", "-p", "a", "-f", FILE, "--debug"],
@@ -49,7 +57,9 @@ def test_commands_that_are_understood(argv: list[str], expected: OwnKernel | Pyt
         ["python", "-m", "ipykernel_launcher"],
         ["python", "-m", "ipykernel_launcher", "-f"],
         ["python", "-m", "ipykernel_launcher", "-f", "/another/file"],
-        ["python", "-m", "bash_kernel", "-f", FILE],
+        ["python", "-m", "octave_kernel", "--debug", "-f", FILE],
+        ["python", "-m", "--f", "-f", FILE],
+        ["python", "-m", "a..b", "-f", FILE],
         ["python", "-c", "import ipykernel_launcher", "-f", FILE],
         ["python", "script.py", "-f", FILE],
         ["python", "-E", "-m", "ipykernel_launcher", "-f", FILE],
