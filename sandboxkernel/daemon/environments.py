@@ -68,6 +68,13 @@ def check_environment(
         )
     work = request.work_folder or request.cwd
     for folder in environment.folders:
+        if work is not None and is_below(work, folder):
+            raise WorkFolderError(
+                f"the work folder {work} lies in the Python environment {folder}, which a sandbox "
+                "may not write to",
+                hint="Open the notebook from another folder.",
+                field="work_folder",
+            )
         for name in hidden:
             if folder.startswith(f"{work}/{name}/"):
                 raise WorkFolderError(

@@ -21,7 +21,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from tests.conformance import bridged
 from tests.conformance.server import free_port
 from tests.conformance.session import TIMEOUT_S, Session
-from tests.support import RunningDaemon, wait_until
+from tests.support import RunningDaemon, running_daemon, wait_until
 
 LOOP = "kept = 42\nprint('in the loop', flush=True)\nwhile True: pass"
 
@@ -369,6 +369,19 @@ def test_removal_by_somebody_else_ends_the_program(work: Path, daemon: RunningDa
         (kernel,) = daemon.client().kernels()
         daemon.client().remove(kernel.id)
         assert program.ended()[0] == -signal.SIGKILL
+
+
+def test_a_daemon_that_stops_ends_the_program(
+    work: Path, daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_daemon() as other:
+        monkeypatch.setenv("SANDBOXKERNEL_HOST", f"unix://{other.socket_path}")
+        with launched(work) as program, program.client():
+            other.stop()
+            returncode, errors = program.ended()
+    assert returncode != 0 and "Traceback" not in errors
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", program.info["shell_port"]))
 
 
 def test_no_daemon_where_one_is_named(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.manager import KernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 from sandboxkernel.client import SandboxClient
+from sandboxkernel.provisioner import SandboxProvisioner
 from tests.conformance import bridged
 from tests.support import RunningDaemon
 
@@ -44,6 +45,20 @@ class TestSandboxedPython(bridged.Samples, bridged.KernelTests):
 
 class TestColdSandboxedPython(TestSandboxedPython):
     """The same on a fresh interpreter; the class above has kernels that are forked."""
+
+
+class TestStockPython(TestSandboxedPython):
+    """The stock kernelspec, with our provisioner as the default: the server's own environment."""
+
+    kernel_name = "python3"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        patch = cls.enterClassContext(pytest.MonkeyPatch.context())
+        factory = KernelProvisionerFactory.instance()
+        patch.setattr(factory, "default_provisioner_name", "sandboxkernel")
+        super().setUpClass()
+        assert isinstance(cls.km.provisioner, SandboxProvisioner)
 
 
 class TestBridgedPython(TestSandboxedPython):

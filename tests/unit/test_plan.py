@@ -178,6 +178,8 @@ def test_no_environment_covers_the_system(folder: str) -> None:
         ({"folders": ["/opt/venv/"]}, (), "normalised"),
         ({"python": "/opt/venv/../x"}, (), "normalised"),
         ({"folders": ["/home/alice/course/.venvs/a"]}, (".venvs",), "hidden entry of your home"),
+        ({"folders": ["/home/alice/course"]}, (), "lies in the Python environment"),
+        ({"folders": ["/home/alice"]}, (), "lies in the Python environment"),
     ],
 )
 def test_environment_that_would_be_another_inside_is_refused(
