@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+from sandboxkernel.client import SandboxClient
 from tests.conformance import bridged
 from tests.conformance.server import free_port
 from tests.conformance.session import TIMEOUT_S, Session
+from tests.integration.test_cli import stop_embedded
 from tests.support import RunningDaemon, running_daemon, wait_until
 
 LOOP = "kept = 42\nprint('in the loop', flush=True)\nwhile True: pass"
@@ -382,6 +386,24 @@ def test_a_daemon_that_stops_ends_the_program(
     assert returncode != 0 and "Traceback" not in errors
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", program.info["shell_port"]))
+
+
+def test_a_daemon_is_started_where_none_runs(
+    work: Path, daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded default, as for every other client."""
+    run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
+    monkeypatch.delenv("SANDBOXKERNEL_HOST")
+    monkeypatch.setenv("SANDBOXKERNEL_RUN_DIR", str(run_dir))
+    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(daemon.data_dir))
+    try:
+        with launched(work) as program, program.client() as client:
+            assert len(list(SandboxClient(run_dir / "api.sock").kernels())) == 1
+            client.shutdown()
+            assert program.ended()[0] == 0
+    finally:
+        stop_embedded(run_dir)
+        shutil.rmtree(run_dir)
 
 
 def test_no_daemon_where_one_is_named(
