@@ -22,7 +22,7 @@ import click
 
 from sandboxkernel.bridge import Bridge, Endpoints, bind_endpoints
 from sandboxkernel.cli import options, output
-from sandboxkernel.cli.connection import connect_or_start
+from sandboxkernel.cli.connection import starter
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.connection_file import ConnectionFile, read_connection_file
 from sandboxkernel.environment import select_environment
@@ -104,7 +104,7 @@ def launch_command(
         endpoints = bind_endpoints(connection)
         for sock in endpoints.values():
             stack.callback(sock.close)
-        end = asyncio.run(_live(connect_or_start(), request, endpoints))
+        end = asyncio.run(_live(starter(), request, endpoints))
     ctx.exit(_end_like(end))
 
 
@@ -133,8 +133,10 @@ def _request(
     )
 
 
-async def _live(client: SandboxClient, request: KernelCreate, endpoints: Endpoints) -> ExitInfo:
-    """From the sandbox's start to its end; nothing of it is left."""
+async def _live(
+    start: Callable[[], SandboxClient], request: KernelCreate, endpoints: Endpoints
+) -> ExitInfo:
+    """From the sandbox's start to its end; nothing of it is left. `start` gives a daemon."""
     signals: asyncio.Queue[int] = asyncio.Queue()
     for signum in FORWARDED:
         if signum == signal.SIGINT or signal.getsignal(signum) is not signal.SIG_IGN:
@@ -142,11 +144,12 @@ async def _live(client: SandboxClient, request: KernelCreate, endpoints: Endpoin
     bridge = Bridge(endpoints)
     kernel: Kernel | None = None
     try:
+        client = await asyncio.to_thread(start)
         kernel = await _create(client, request)
         assert kernel.connection is not None
         await bridge.serve(kernel.connection)
         log = _in_background(_copy_log, client, kernel)
-        forwarding = asyncio.create_task(_forward(client, kernel, signals))
+        forwarding = asyncio.create_task(_forward(start, client, kernel, signals))
         try:
             end = await _end_of(client, kernel)
         finally:
@@ -157,7 +160,7 @@ async def _live(client: SandboxClient, request: KernelCreate, endpoints: Endpoin
         if kernel is not None:
             # This also refuses the clients that the kernel has not accepted any more.
             with contextlib.suppress(KernelNotFound, DaemonUnavailable):
-                await asyncio.to_thread(client.remove, kernel.id)
+                await _again(start, client.remove, kernel.id)
             await bridge.drain(LAST_WORDS_S)
         await bridge.close()
 
@@ -182,11 +185,25 @@ async def _create(client: SandboxClient, request: KernelCreate) -> Kernel:
             await asyncio.sleep(TAKE_OVER_RETRY_S)
 
 
-async def _forward(client: SandboxClient, kernel: Kernel, signals: asyncio.Queue[int]) -> None:
+async def _forward(
+    start: Callable[[], SandboxClient], client: SandboxClient, kernel: Kernel,
+    signals: asyncio.Queue[int],
+) -> None:  # fmt: skip
     while True:
         signum = await signals.get()
         with contextlib.suppress(KernelNotFound, KernelNotRunning, DaemonUnavailable):
-            await asyncio.to_thread(client.signal, kernel.id, signum)
+            await _again(start, client.signal, kernel.id, signum)
+
+
+async def _again(
+    start: Callable[[], SandboxClient], call: Callable[..., None], *arguments: Any
+) -> None:
+    """A call of the client's; where the daemon has gone and may be started, with the next one."""
+    try:
+        await asyncio.to_thread(call, *arguments)
+    except DaemonUnavailable:
+        await asyncio.to_thread(start)
+        await asyncio.to_thread(call, *arguments)
 
 
 async def _end_of(client: SandboxClient, kernel: Kernel) -> ExitInfo:

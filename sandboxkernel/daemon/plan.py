@@ -74,9 +74,9 @@ class Ground:
     image_env: Mapping[str, str]
     image_labels: Mapping[str, str]
     hidden: tuple[str, ...]
-    environment_roots: tuple[str, ...]
     disk: tuple[int, int] | None
     cores: int
+    environment_roots: tuple[str, ...] = ()
 
 
 def work_folder_of(request: KernelCreate) -> str | None:

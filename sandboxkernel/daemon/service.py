@@ -271,7 +271,7 @@ class Kernels:
             image=image.ref,
             image_digest=str(image.digest),
             zygotes=self.zygotes,
-            zygote_key=_zygote_key(request, image, profile, caller),
+            zygote_key=_zygote_key(request, str(image.digest), profile, caller),
             spares=grant.ceiling == Limits(),
             on_state=self._on_state,
         )
@@ -395,12 +395,12 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 
 
 def _zygote_key(
-    request: KernelCreate, image: StoredImage, profile: Profile, caller: Subject
+    request: KernelCreate, image_digest: str, profile: Profile, caller: Subject
 ) -> Key | None:
     foreign = request.environment is not None and not is_own(request.environment, profile)
     if request.argv is not None or foreign:
         return None
-    return Key.of(str(image.digest), profile, caller)
+    return Key.of(image_digest, profile, caller)
 
 
 def lineage_of(image: StoredImage) -> str:

@@ -48,7 +48,6 @@ GROUND = Ground(
     image_env={"PATH": "/opt/python/bin:/usr/bin"},
     image_labels={"org.sandboxkernel.python": "/opt/python/bin/python3"},
     hidden=(),
-    environment_roots=(),
     disk=(254, 0),
     cores=8,
 )  # fmt: skip
