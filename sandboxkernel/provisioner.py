@@ -30,21 +30,11 @@ from sandboxkernel.errors import (
     KernelNotFound,
     KernelNotRunning,
     LimitError,
-    RequestError,
     SandboxError,
 )
-from sandboxkernel.kernel_command import PythonKernel, parse_command
 from sandboxkernel.launch_daemon import ensure_daemon
-from sandboxkernel.models import (
-    ExitInfo,
-    IoLimit,
-    Kernel,
-    KernelCreate,
-    KernelRestart,
-    Limits,
-    PythonEnvironment,
-)
-from sandboxkernel.python_environment import environment_of
+from sandboxkernel.models import ExitInfo, IoLimit, Kernel, KernelCreate, KernelRestart, Limits
+from sandboxkernel.python_environment import requested_kernel
 
 __all__ = ["SandboxProvisioner"]
 
@@ -132,7 +122,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         opened the notebook; JupyterLab shows it in its dialog.
         """
         self._forget_process()
-        environment, arguments = self._understand(cmd)
+        connection_file = os.path.realpath(self._manager().connection_file)
+        ours = "kernel_provisioner" in self.kernel_spec.metadata
+        environment, arguments = requested_kernel(cmd, connection_file, configured=ours)
         arguments += kwargs.get("extra_arguments") or []
         env = select_environment(
             kwargs.get("env") or dict(os.environ),
@@ -143,30 +135,13 @@ class SandboxProvisioner(KernelProvisionerBase):
         cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
         kernel = await self._restart(env, cwd, arguments) if self._kernel else None
         if kernel is None:
-            request = self._request(env, cwd, arguments)
-            kernel = await self._create(structs.replace(request, environment=environment))
+            request = structs.replace(self._request(env, cwd, arguments), environment=environment)
+            kernel = await self._create(request)
         self._kernel = kernel
         self._watch = await self._call("watch_exit", kernel.id, kernel.generation)
         self._running = True
         self.connection_info = self._connection_info(kernel)
         return self.connection_info
-
-    def _understand(self, cmd: list[str]) -> tuple[PythonEnvironment | None, list[str]]:
-        """The environment (None: the image's own) and ipykernel's arguments of a command."""
-        connection_file = os.path.realpath(self._manager().connection_file)
-        command = parse_command(cmd, connection_file)
-        if isinstance(command, PythonKernel):
-            environment = environment_of(command.python)
-            environment = structs.replace(environment, module=command.module)
-            return environment, list(command.arguments)
-        if command.options and "kernel_provisioner" not in self.kernel_spec.metadata:
-            raise RequestError(
-                f"the kernelspec's options {' '.join(command.options)} are for clients that run "
-                "its command",
-                hint="Say the same in its metadata.kernel_provisioner.config.",
-                field="argv",
-            )
-        return None, list(command.arguments)
 
     async def _restart(self, env: dict[str, str], cwd: str, arguments: list[str]) -> Kernel | None:
         """The same sandbox with a new process; None when the daemon does not know it any more."""

@@ -11,10 +11,13 @@ import shutil
 import sys
 import sysconfig
 
+from msgspec import structs
+
 from sandboxkernel.errors import RequestError
+from sandboxkernel.kernel_command import PythonKernel, parse_command
 from sandboxkernel.models import PythonEnvironment
 
-__all__ = ["environment_of", "running_environment"]
+__all__ = ["environment_of", "requested_kernel", "running_environment"]
 
 # The prefixes of a distribution's own Python: whole, they are the system and not an environment.
 SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
@@ -22,6 +25,28 @@ _HINT = (
     'Choose "Sandboxed Python", or run the kernel from a virtual environment: python3 -m venv, '
     "then pip install ipykernel."
 )
+
+
+def requested_kernel(
+    argv: list[str], connection_file: str, *, configured: bool
+) -> tuple[PythonEnvironment | None, list[str]]:
+    """The environment (None: the image's own kernel) and the kernel's arguments of a command.
+
+    `configured`: the kernelspec has a provisioner's configuration, which counts instead of the
+    options of `launch`. Raises RequestError for what a sandbox cannot be.
+    """
+    command = parse_command(argv, connection_file)
+    if isinstance(command, PythonKernel):
+        environment = structs.replace(environment_of(command.python), module=command.module)
+        return environment, list(command.arguments)
+    if command.options and not configured:
+        raise RequestError(
+            f"the kernelspec's options {' '.join(command.options)} are for clients that run its "
+            "command",
+            hint="Say the same in its metadata.kernel_provisioner.config.",
+            field="argv",
+        )
+    return None, list(command.arguments)
 
 
 def running_environment() -> PythonEnvironment:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 
 from sandboxkernel.daemon.images import HOST_REF
 from sandboxkernel.daemon.plan import is_below, python_of
+from sandboxkernel.daemon.zygotes import Key
 from sandboxkernel.errors import RequestError, SandboxError, WorkFolderError
-from sandboxkernel.limits import Profile
+from sandboxkernel.limits import Profile, Subject
 from sandboxkernel.models import IPYKERNEL, KernelCreate, PythonEnvironment
 from sandboxkernel.python_environment import running_environment
 
-__all__ = ["check_environment", "is_own", "own_folders"]
+__all__ = ["check_environment", "own_folders", "zygote_key"]
 
 
 @functools.cache
@@ -34,7 +35,17 @@ def own_folders() -> tuple[str, ...]:
     return tuple(own.folders) if own is not None else ()
 
 
-def is_own(environment: PythonEnvironment, profile: Profile) -> bool:
+def zygote_key(
+    request: KernelCreate, image_digest: str, profile: Profile, caller: Subject
+) -> Key | None:
+    """Which zygotes a kernel may be forked from; None: a fresh interpreter."""
+    foreign = request.environment is not None and not _is_own(request.environment, profile)
+    if request.argv is not None or foreign:
+        return None
+    return Key.of(image_digest, profile, caller)
+
+
+def _is_own(environment: PythonEnvironment, profile: Profile) -> bool:
     """Whether the profile's image, and so its zygote, holds this very kernel."""
     own = _own()
     return (

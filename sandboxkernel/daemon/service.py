@@ -16,7 +16,7 @@ from typing import cast
 
 import msgspec
 
-from sandboxkernel.daemon.environments import check_environment, is_own, own_folders
+from sandboxkernel.daemon.environments import check_environment, own_folders, zygote_key
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
@@ -25,7 +25,7 @@ from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
-from sandboxkernel.daemon.zygotes import Key, Zygotes
+from sandboxkernel.daemon.zygotes import Zygotes
 from sandboxkernel.errors import (
     Conflict,
     KernelNotFound,
@@ -271,7 +271,7 @@ class Kernels:
             image=image.ref,
             image_digest=str(image.digest),
             zygotes=self.zygotes,
-            zygote_key=_zygote_key(request, str(image.digest), profile, caller),
+            zygote_key=zygote_key(request, str(image.digest), profile, caller),
             spares=grant.ceiling == Limits(),
             on_state=self._on_state,
         )
@@ -392,15 +392,6 @@ class Kernels:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("background work failed", exc_info=task.exception())
-
-
-def _zygote_key(
-    request: KernelCreate, image_digest: str, profile: Profile, caller: Subject
-) -> Key | None:
-    foreign = request.environment is not None and not is_own(request.environment, profile)
-    if request.argv is not None or foreign:
-        return None
-    return Key.of(image_digest, profile, caller)
 
 
 def lineage_of(image: StoredImage) -> str:
