@@ -87,14 +87,13 @@ class SandboxProvisioner(KernelProvisionerBase):
         return self._running
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Settle encryption and environment. Called before every launch, restarts included."""
+        """Settle encryption, environment, and the command as LocalProvisioner. For every launch."""
         extra_arguments = list(kwargs.pop("extra_arguments", None) or [])
         encryption = kwargs.pop(
             "transport_encryption", getattr(self.parent, "transport_encryption", "disabled")
         )
         self._settle_encryption(encryption)
         self._tell_reason("")
-        # As LocalProvisioner: a leading `python` is the server's own, templates are filled in.
         cmd = self.parent.format_kernel_cmd() if self.parent else list(self.kernel_spec.argv)
         kwargs = await super().pre_launch(cmd=cmd, **kwargs)
         kwargs["extra_arguments"] = extra_arguments
@@ -122,9 +121,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         opened the notebook; JupyterLab shows it in its dialog.
         """
         self._forget_process()
-        connection_file = os.path.realpath(self._manager().connection_file)
-        ours = "kernel_provisioner" in self.kernel_spec.metadata
-        environment, arguments = requested_kernel(cmd, connection_file, configured=ours)
+        environment, arguments = requested_kernel(cmd, self._manager())
         arguments += kwargs.get("extra_arguments") or []
         env = select_environment(
             kwargs.get("env") or dict(os.environ),

@@ -10,6 +10,7 @@ import posixpath
 import shutil
 import sys
 import sysconfig
+from typing import Any
 
 from msgspec import structs
 
@@ -27,15 +28,15 @@ _HINT = (
 )
 
 
-def requested_kernel(
-    argv: list[str], connection_file: str, *, configured: bool
-) -> tuple[PythonEnvironment | None, list[str]]:
+def requested_kernel(argv: list[str], manager: Any) -> tuple[PythonEnvironment | None, list[str]]:
     """The environment (None: the image's own kernel) and the kernel's arguments of a command.
 
-    `configured`: the kernelspec has a provisioner's configuration, which counts instead of the
-    options of `launch`. Raises RequestError for what a sandbox cannot be.
+    `manager` is the KernelManager that filled the templates in. A provisioner's configuration in
+    its kernelspec counts instead of the options of `launch`. Raises RequestError for what a sandbox
+    cannot be.
     """
-    command = parse_command(argv, connection_file)
+    configured = "kernel_provisioner" in manager.kernel_spec.metadata
+    command = parse_command(argv, os.path.realpath(manager.connection_file))
     if isinstance(command, PythonKernel):
         environment = structs.replace(environment_of(command.python), module=command.module)
         return environment, list(command.arguments)
