@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "CONNECTION_PORTS",
+    "IPYKERNEL",
     "Confinement",
     "ConnectionInfo",
     "DiskUsage",
@@ -34,6 +35,7 @@ __all__ = [
     "Limits",
     "Progress",
     "PruneReport",
+    "PythonEnvironment",
     "SignalRequest",
     "Stats",
     "UserLayer",
@@ -46,6 +48,7 @@ __all__ = [
 KERNEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 PROFILE_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 PATH_MAX = 4096
+IPYKERNEL = "ipykernel_launcher"
 CONNECTION_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 KernelId = Annotated[str, Meta(pattern=KERNEL_ID_PATTERN, description="Jupyter's kernel id")]
@@ -97,6 +100,20 @@ class KernelRestart(_Request, kw_only=True, frozen=True):
     extra_arguments: list[Argument] = []
 
 
+class PythonEnvironment(_Request, kw_only=True, frozen=True):
+    """A Python environment of the host's, which a kernel sees at its own paths, read-only.
+
+    `python` is the program to run, `base` what it leads to when links are followed: a file in one
+    of the `folders`, or the image's own interpreter. `module` is the kernel: ipykernel, or another
+    whose sockets are pyzmq's.
+    """
+
+    python: AbsolutePath
+    base: AbsolutePath
+    folders: Annotated[list[AbsolutePath], Meta(min_length=1, max_length=8)]
+    module: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$", max_length=256)] = IPYKERNEL
+
+
 class KernelCreate(_Request, kw_only=True, frozen=True):
     """Start one kernel in a sandbox of its own.
 
@@ -104,6 +121,7 @@ class KernelCreate(_Request, kw_only=True, frozen=True):
     else (environment.py). `work_folder` is what is mounted at its own path, read-write; `cwd`
     lies in it; without one, the work folder is `cwd`; without both, no folder is mounted.
     `argv` replaces the image's kernel command: a sandbox without Jupyter, as `run` makes it.
+    `environment` replaces the image's interpreter and packages: the kernel is that environment's.
     """
 
     kernel_id: KernelId
@@ -115,6 +133,7 @@ class KernelCreate(_Request, kw_only=True, frozen=True):
     env: dict[EnvironmentName, EnvironmentValue] = {}
     extra_arguments: list[Argument] = []
     argv: list[Argument] | None = None
+    environment: PythonEnvironment | None = None
     ephemeral: bool = False
     key: Annotated[str, Meta(max_length=4096)] = ""
     signature_scheme: Annotated[str, Meta(max_length=64)] = "hmac-sha256"

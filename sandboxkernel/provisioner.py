@@ -21,6 +21,7 @@ from typing import Any, cast
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from msgspec import structs
 from traitlets import Bool, Float, Integer, List, Unicode, Union
 
 from sandboxkernel import units
@@ -44,6 +45,7 @@ from sandboxkernel.models import (
     KernelRestart,
     Limits,
 )
+from sandboxkernel.python_environment import requested_kernel
 
 __all__ = ["SandboxProvisioner"]
 
@@ -99,14 +101,15 @@ class SandboxProvisioner(KernelProvisionerBase):
         return self._running
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Settle encryption and environment. Called before every launch, restarts included."""
+        """Settle encryption, environment, and the command as LocalProvisioner. For every launch."""
         extra_arguments = list(kwargs.pop("extra_arguments", None) or [])
         encryption = kwargs.pop(
             "transport_encryption", getattr(self.parent, "transport_encryption", "disabled")
         )
         self._settle_encryption(encryption)
         self._tell_reason("")
-        kwargs = await super().pre_launch(cmd=list(self.kernel_spec.argv), **kwargs)
+        cmd = self.parent.format_kernel_cmd() if self.parent else list(self.kernel_spec.argv)
+        kwargs = await super().pre_launch(cmd=cmd, **kwargs)
         kwargs["extra_arguments"] = extra_arguments
         return kwargs
 
@@ -128,11 +131,12 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the sandbox, or start it again; returns the connection info, which is the truth.
 
-        `cmd` is for the host and is not used: the image has its own interpreter. Errors carry a
-        text for the person who opened the notebook; JupyterLab shows it in its dialog.
+        `cmd` is understood, not run: see kernel_command. Errors carry a text for the person who
+        opened the notebook; JupyterLab shows it in its dialog.
         """
-        del cmd
         self._forget_process()
+        environment, arguments = requested_kernel(cmd, self._manager())
+        arguments += kwargs.get("extra_arguments") or []
         env = select_environment(
             kwargs.get("env") or dict(os.environ),
             server=os.environ,
@@ -140,10 +144,10 @@ class SandboxProvisioner(KernelProvisionerBase):
             chosen=self.pass_env,
         )
         cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-        arguments = kwargs.get("extra_arguments") or []
         kernel = await self._restart(env, cwd, arguments) if self._kernel else None
         if kernel is None:
-            kernel = await self._create(self._request(env, cwd, arguments))
+            request = structs.replace(self._request(env, cwd, arguments), environment=environment)
+            kernel = await self._create(request)
         self._kernel = kernel
         self._watch = await self._watch_exit(kernel)
         self._running = True

@@ -15,6 +15,8 @@ _HOSTNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]{0,62}\Z")
 # Mounting over these would undo the confinement of the container itself.
 _RESERVED = ("/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64")
 _EXACTLY_RESERVED = ("/", "/tmp", "/home", "/home/sandbox", "/var", "/var/tmp")
+# What a system's Python keeps beside its standard library: packages, and nothing that confines.
+_SITE_PACKAGES = re.compile(r"/usr(/local)?/lib/python3(\.\d+)?/(site|dist)-packages\Z")
 _ID_MAX = 0xFFFFFFFE
 _MEMORY_MIN = 4096
 _ZYGOTE_UID_MIN = 65536  # below are the host's own users
@@ -32,7 +34,8 @@ def validate(spec: Spec) -> None:
     _validate_rootfs(spec)
     _validate_cgroups_path(spec.cgroups_path)
     for bind in spec.binds:
-        _validate_destination(bind.destination)
+        if not (bind.read_only and _SITE_PACKAGES.match(bind.destination)):
+            _validate_destination(bind.destination)
         _validate_absolute(bind.source, "binds.source")
         for name in bind.masked:
             if name.startswith("/") or ".." in name.split("/"):

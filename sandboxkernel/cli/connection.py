@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,7 +14,7 @@ from sandboxkernel.errors import DaemonUnavailable
 from sandboxkernel.launch_daemon import ensure_daemon
 from sandboxkernel.paths import HOST_VARIABLE, api_socket_path
 
-__all__ = ["connect", "connect_or_none", "connect_or_start", "daemon_address"]
+__all__ = ["connect", "connect_or_none", "connect_or_start", "daemon_address", "starter"]
 
 
 def _environment() -> dict[str, str]:
@@ -36,6 +38,11 @@ def connect_or_start() -> SandboxClient:
     For `run`, and for what is on disk (images, layers), which only a daemon may touch.
     """
     return ensure_daemon(environ=_environment())
+
+
+def starter() -> Callable[[], SandboxClient]:
+    """`connect_or_start`, for any thread and any number of times."""
+    return functools.partial(ensure_daemon, environ=_environment())
 
 
 def connect_or_none() -> SandboxClient | None:

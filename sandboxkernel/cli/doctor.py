@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from sandboxkernel.cli import options, output
 from sandboxkernel.cli.connection import connect
 from sandboxkernel.errors import DaemonUnavailable, SandboxError
 
-__all__ = ["Finding", "doctor_command", "lacking", "parse_probes"]
+__all__ = ["Finding", "doctor_command", "lacking", "parse_probes", "required_client"]
 
 PROBE_TIMEOUT_S = 60.0
 KERNELSPEC = "sandboxed-python"
@@ -128,8 +129,6 @@ def _daemon() -> Finding:
 
 
 def _jupyter_client() -> Finding:
-    from sandboxkernel.cli.launch import required_client
-
     needed = required_client()
     try:
         detail, present = metadata.version("jupyter_client"), True
@@ -141,6 +140,18 @@ def _jupyter_client() -> Finding:
     return Finding(
         "jupyter_client", present, False, detail, "notebooks in sandboxes", "" if present else fix
     )
+
+
+def required_client() -> str:
+    """The requirement of our own package, e.g. "jupyter_client>=8.9.1"."""
+    try:
+        requirements = metadata.requires("sandboxkernel") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        if re.match(r"jupyter[-_]client\b", requirement):
+            return requirement.split(";")[0].strip()
+    return "jupyter_client"
 
 
 def version_key(version: str) -> tuple[int, ...]:

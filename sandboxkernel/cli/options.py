@@ -12,6 +12,7 @@ import click
 
 from sandboxkernel import units
 from sandboxkernel.errors import LimitError
+from sandboxkernel.models import IoLimit, Limits
 
 __all__ = [
     "COMMAND_SETTINGS",
@@ -22,6 +23,8 @@ __all__ = [
     "VARIABLE",
     "example",
     "format_option",
+    "limit_options",
+    "limits_of",
     "many_names",
     "one_name",
 ]
@@ -126,3 +129,38 @@ def one_name(function: F) -> F:
 def many_names(function: F) -> F:
     """One or more sandboxes."""
     return click.argument("names", metavar="SANDBOX...", nargs=-1, required=True)(function)
+
+
+def limit_options(function: F) -> F:
+    """Caps of a new sandbox. They are wishes: the profile and the grants bound them."""
+    default = "[default: the profile's]"
+    for decorator in reversed(
+        [
+            click.option("-m", "--memory", type=SIZE, help=f"Memory cap.  {default}"),
+            click.option("--swap", type=SIZE, help=f"Swap on top of memory.  {default}"),
+            click.option("--cpus", type=CPUS, help=f"CPU cap in cores.  {default}"),
+            click.option("--pids", metavar="N", type=click.IntRange(1), help=f"Tasks.  {default}"),
+            click.option("--shm", type=SIZE, help=f"Size of /dev/shm.  {default}"),
+            click.option("--tmp", type=SIZE, help=f"Size of /tmp.  {default}"),
+            click.option("--io-read", type=SIZE, help=f"Disk reads a second.  {default}"),
+            click.option("--io-write", type=SIZE, help=f"Disk writes a second.  {default}"),
+        ]
+    ):  # fmt: skip
+        function = decorator(function)
+    return function
+
+
+def limits_of(values: dict[str, Any]) -> Limits:
+    """The values of `limit_options` as wishes of the API."""
+    reads, writes = values["io_read"], values["io_write"]
+    return Limits(
+        memory_bytes=values["memory"],
+        swap_bytes=values["swap"],
+        cpus=values["cpus"],
+        pids=values["pids"],
+        shm_bytes=values["shm"],
+        tmp_bytes=values["tmp"],
+        io=None
+        if reads is None and writes is None
+        else IoLimit(read_bytes_per_s=reads, write_bytes_per_s=writes),
+    )

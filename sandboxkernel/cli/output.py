@@ -31,6 +31,7 @@ __all__ = [
     "render_table",
     "row",
     "table",
+    "unbuffered",
     "usage_error",
 ]
 
@@ -101,6 +102,12 @@ def raw(data: bytes, *, to_stderr: bool = False) -> None:
         stream.flush()
     except BrokenPipeError:
         _reader_has_gone()
+
+
+def unbuffered(data: bytes) -> None:
+    """Pass output on to stderr from a thread that may hang in it, holding no lock."""
+    while data:
+        data = data[os.write(2, data) :]
 
 
 def note(text: str) -> None:

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
@@ -27,12 +27,11 @@ from sandboxkernel.errors import (
     RequestError,
     SandboxError,
 )
-from sandboxkernel.models import ExecExit, IoLimit, Kernel, KernelCreate, Limits
+from sandboxkernel.models import ExecExit, Kernel, KernelCreate
 from sandboxkernel.units import format_size
 
 __all__ = ["exec_command", "run_command"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 HOME = "/home/sandbox"  # docs/architecture.md, "Inside a sandbox"
 IDLE_PROGRAM = ["sleep", "infinity"]
 STDIN_MAX = 1 << 20  # characters; ExecRequest.stdin
@@ -45,25 +44,6 @@ _ENV = click.option(
     "-e", "--env", "variables", type=options.VARIABLE, multiple=True,
     help="Set an environment variable; may be repeated.",
 )  # fmt: skip
-
-
-def _limit_options(function: F) -> F:
-    """The caps of `run`. They are wishes: the profile and the grants bound them."""
-    default = "[default: the profile's]"
-    for decorator in reversed(
-        [
-            click.option("-m", "--memory", type=options.SIZE, help=f"Memory cap.  {default}"),
-            click.option("--swap", type=options.SIZE, help=f"Swap on top of memory.  {default}"),
-            click.option("--cpus", type=options.CPUS, help=f"CPU cap in cores.  {default}"),
-            click.option("--pids", metavar="N", type=click.IntRange(1), help=f"Tasks.  {default}"),
-            click.option("--shm", type=options.SIZE, help=f"Size of /dev/shm.  {default}"),
-            click.option("--tmp", type=options.SIZE, help=f"Size of /tmp.  {default}"),
-            click.option("--io-read", type=options.SIZE, help=f"Disk reads a second.  {default}"),
-            click.option("--io-write", type=options.SIZE, help=f"Disk writes a second.  {default}"),
-        ]
-    ):  # fmt: skip
-        function = decorator(function)
-    return function
 
 
 @click.command(
@@ -88,7 +68,7 @@ def _limit_options(function: F) -> F:
 )  # fmt: skip
 @_ENV
 @_NO_STDIN
-@_limit_options
+@options.limit_options
 @click.argument("argv", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run_command(
@@ -126,21 +106,10 @@ def _request(
     argv: list[str], *, profile: str | None, name: str | None, work_folder: str | None,
     ephemeral: bool, variables: tuple[tuple[str, str], ...], **limits: Any,
 ) -> KernelCreate:  # fmt: skip
-    reads, writes = limits["io_read"], limits["io_write"]
     return KernelCreate(
         kernel_id=name if name is not None else f"run-{uuid.uuid4().hex[:12]}",
         profile=profile,
-        limits=Limits(
-            memory_bytes=limits["memory"],
-            swap_bytes=limits["swap"],
-            cpus=limits["cpus"],
-            pids=limits["pids"],
-            shm_bytes=limits["shm"],
-            tmp_bytes=limits["tmp"],
-            io=None
-            if reads is None and writes is None
-            else IoLimit(read_bytes_per_s=reads, write_bytes_per_s=writes),
-        ),
+        limits=options.limits_of(limits),
         work_folder=work_folder,
         cwd=work_folder,
         env=dict(variables),

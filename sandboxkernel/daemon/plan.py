@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sandboxkernel.errors import RequestError, WorkFolderError
 from sandboxkernel.limits import Profile, Subject
-from sandboxkernel.models import CONNECTION_PORTS, KernelCreate, Limits
+from sandboxkernel.models import CONNECTION_PORTS, IPYKERNEL, KernelCreate, Limits
 from sandboxruntime.cgroup import IoLimit
 from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.handover import FIRST_FD, Payload
@@ -22,6 +22,7 @@ __all__ = [
     "INSIDE_ID",
     "Ground",
     "ZygoteGround",
+    "is_below",
     "plan_cgroup_limits",
     "plan_payload",
     "plan_spec",
@@ -35,6 +36,7 @@ USER = "sandbox"
 HOME = f"/home/{USER}"
 CONNECTION_FILE = f"{HAND_OVER_DIR}/connection.json"
 GUEST_FILE = f"{HAND_OVER_DIR}/kernel.py"
+MODULE_OPTION = "--sandboxkernel-module="  # read by sandboxruntime.guest.kernel
 ZYGOTE_FILE = f"{HAND_OVER_DIR}/zygote.py"
 ZYGOTE_PACKAGES = "/opt/sandboxkernel"  # in a zygote: where the sandboxruntime package appears
 ZYGOTE_MEMORY = 2 << 30
@@ -54,8 +56,9 @@ class Ground:
     """What was found or allocated for one sandbox before planning.
 
     `layers` are directories, lowest first. `hidden` are the entries of the caller's home that
-    start with a dot, relative to the work folder. `disk` is the device number of the data
-    directory's disk. `cores` is how many the host has.
+    start with a dot, relative to the work folder. `environment_roots` are where an environment may
+    lie beside the profile's work folders. `disk` is the device number of the data directory's disk.
+    `cores` is how many the host has.
     """
 
     container_id: str
@@ -73,6 +76,7 @@ class Ground:
     hidden: tuple[str, ...]
     disk: tuple[int, int] | None
     cores: int
+    environment_roots: tuple[str, ...] = ()
 
 
 def work_folder_of(request: KernelCreate) -> str | None:
@@ -85,14 +89,14 @@ def work_folder_of(request: KernelCreate) -> str | None:
                 hint="Leave out '.', '..', '//' and a trailing '/'.",
                 field="work_folder",
             )
-    if folder is not None and cwd is not None and not _is_below(cwd, folder):
+    if folder is not None and cwd is not None and not is_below(cwd, folder):
         raise WorkFolderError(
             f"the working directory {cwd} is outside the work folder {folder}", field="cwd"
         )
     return folder
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     return path == folder or folder == "/" or path.startswith(folder + "/")
 
 
@@ -135,14 +139,20 @@ def plan_spec(request: KernelCreate, ground: Ground) -> Spec:
         )
         for mount in ground.profile.mounts
     ]
+    subject = ground.subject
+    caller = Credentials(uid=subject.uid, gid=subject.gid, groups=subject.groups)
+    roots = (*ground.profile.work_folders, *ground.environment_roots)
+    binds += [
+        Bind(source=path, destination=path, opener=caller, read_only=True, allowed=roots)
+        for path in (request.environment.folders if request.environment else ())
+    ]
     folder = work_folder_of(request)
     if folder is not None:
-        subject = ground.subject
         binds.append(
             Bind(
                 source=folder,
                 destination=folder,
-                opener=Credentials(uid=subject.uid, gid=subject.gid, groups=subject.groups),
+                opener=caller,
                 masked=ground.hidden,
                 allowed=ground.profile.work_folders,
             )
@@ -274,6 +284,12 @@ def plan_payload(
             raise RequestError("argv is empty", field="argv")
         return Payload(argv=list(request.argv), env=env, cwd=cwd)
     python = python_of(ground.image_labels)
+    environment = request.environment
+    if environment is not None:
+        env["PATH"] = f"{posixpath.dirname(environment.python)}:{env['PATH']}"
+        # The system's own interpreter has other names outside than in an image.
+        if any(is_below(environment.python, folder) for folder in environment.folders):
+            python = environment.python
     connection = {
         "transport": "ipc",
         "ip": socket_prefix,
@@ -285,8 +301,11 @@ def plan_payload(
     if request.curve_publickey and request.curve_secretkey:
         connection["curve_publickey"] = request.curve_publickey
         connection["curve_secretkey"] = request.curve_secretkey
+    arguments = list(request.extra_arguments)
+    if environment is not None and environment.module != IPYKERNEL:
+        arguments.insert(0, f"{MODULE_OPTION}{environment.module}")
     return Payload(
-        argv=[python, GUEST_FILE, CONNECTION_FILE, str(FIRST_FD), *request.extra_arguments],
+        argv=[python, GUEST_FILE, CONNECTION_FILE, str(FIRST_FD), *arguments],
         env=env,
         cwd=cwd,
         files={CONNECTION_FILE: json.dumps(connection, indent=1), GUEST_FILE: guest_source},

@@ -228,6 +228,8 @@ class Sandbox:
         claim = self.zygotes.claim(self.zygote_key, spares=self.spares)
         if claim is None:
             reason = self.zygotes.why_none(self.zygote_key)
+            if self.zygote_key is None and self.request.environment is not None:
+                reason = "no zygote has its environment's kernel"
         else:
             self._claim = claim
             try:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
+from sandboxkernel.daemon.environments import check_environment, own_folders, zygote_key
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
@@ -24,7 +25,7 @@ from sandboxkernel.daemon.policy import Policy
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
-from sandboxkernel.daemon.zygotes import Key, Zygotes
+from sandboxkernel.daemon.zygotes import Zygotes
 from sandboxkernel.errors import (
     Conflict,
     KernelNotFound,
@@ -181,6 +182,8 @@ class Kernels:
         limits: Limits,
         image: StoredImage,
     ) -> Sandbox:
+        hidden = hidden_entries(caller, profile, work_folder_of(request))
+        check_environment(request, image.labels, hidden)
         sandbox_id = secrets.token_hex(6)
         base = self._ids.base_of(caller.uid)
         ephemeral = request.ephemeral or profile.ephemeral
@@ -213,7 +216,8 @@ class Kernels:
                 cgroup=lease.cgroup,
                 image_env=image.environment,
                 image_labels=image.labels,
-                hidden=hidden_entries(caller, profile, work_folder_of(request)),
+                hidden=hidden,
+                environment_roots=own_folders(),
                 disk=self._disk_for(limits),
                 cores=os.cpu_count() or 1,
             )
@@ -233,7 +237,6 @@ class Kernels:
         self, request: KernelCreate, ground: Ground, lease: Lease, *, image: str,
         image_digest: str, spares: bool, **state: Any,
     ) -> Sandbox:  # fmt: skip
-        key = Key.of(image_digest, ground.profile, ground.subject)
         sandbox = Sandbox(
             request=request,
             ground=ground,
@@ -243,7 +246,7 @@ class Kernels:
             image=image,
             image_digest=image_digest,
             zygotes=self.zygotes,
-            zygote_key=key if request.argv is None else None,
+            zygote_key=zygote_key(request, image_digest, ground.profile, ground.subject),
             spares=spares,
             on_state=self._on_state,
             **state,

@@ -143,7 +143,8 @@ def session(
     folder: Path, *, config: Config | None = None, env: dict[str, str] | None = None, **members: Any
 ) -> Iterator[Session]:
     """A kernel that is ready, shut down at the end."""
-    manager = KernelManager(kernel_name=KERNEL_NAME, config=config or Config(), **members)
+    members.setdefault("kernel_name", KERNEL_NAME)
+    manager = KernelManager(config=config or Config(), **members)
     manager.start_kernel(cwd=str(folder), **({"env": env} if env else {}))
     client = manager.client()
     client.start_channels()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
-import jupyter_kernel_test
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
+from sandboxkernel.client import SandboxClient
+from sandboxkernel.provisioner import SandboxProvisioner
+from tests.conformance import bridged
 from tests.support import RunningDaemon
 
 WORK = Path("/srv/sandboxkernel-tests/kernel-test")
@@ -32,37 +37,49 @@ def environment(daemon: RunningDaemon, request: pytest.FixtureRequest) -> object
 
 
 @pytest.mark.usefixtures("environment")
-class TestSandboxedPython(jupyter_kernel_test.KernelTests):
+class TestSandboxedPython(bridged.Samples, bridged.KernelTests):
     """Every test of the suite has its sample, so that none is skipped."""
 
     kernel_name = "sandboxed-python"
-    language_name = "python"
-    file_extension = ".py"
-    code_hello_world = "print('hello, world')"
-    code_stderr = "import sys; print('test', file=sys.stderr)"
-    code_page_something = "zip?"
-    code_generate_error = "raise ValueError('no')"
-    code_clear_output = "from IPython.display import clear_output; clear_output()"
-    completion_samples: ClassVar = [{"text": "zi", "matches": {"zip"}}]
-    complete_code_samples: ClassVar = ["1", "print('hello')", "def f(x):\n  return x\n\n\n"]
-    incomplete_code_samples: ClassVar = ["print('''hello", "def f(x):\n  x*2"]
-    invalid_code_samples: ClassVar = ["import = 7q"]
-    code_inspect_sample = "zip"
-    code_execute_result: ClassVar = [{"code": "1+2+3", "result": "6"}]
-    code_display_data: ClassVar = [
-        {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))",
-         "mime": "text/html"},
-    ]  # fmt: skip
-    code_history_pattern = "1?2*"
-    # "range" is left out as in the suite's own test of ipykernel: a plain ipykernel answers with
-    # session 0 for the running session, which the suite does not expect. The skip is a reviewed
-    # one; test_history_range_is_answered_as_by_a_plain_kernel takes its place.
-    supported_history_operations = ("tail", "search")
-    code_update_display_data: ClassVar = []
 
 
 class TestColdSandboxedPython(TestSandboxedPython):
     """The same on a fresh interpreter; the class above has kernels that are forked."""
+
+
+class TestStockPython(TestSandboxedPython):
+    """The stock kernelspec, with our provisioner as the default: the server's own environment."""
+
+    kernel_name = "python3"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        patch = cls.enterClassContext(pytest.MonkeyPatch.context())
+        factory = KernelProvisionerFactory.instance()
+        patch.setattr(factory, "default_provisioner_name", "sandboxkernel")
+        super().setUpClass()
+        assert isinstance(cls.km.provisioner, SandboxProvisioner)
+
+
+class TestBridgedPython(TestSandboxedPython):
+    """The same over TCP, by a client that runs the command and knows of nothing else."""
+
+    kernel_name = bridged.KERNEL_NAME
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.enterClassContext(bridged_kernelspec())
+        super().setUpClass()
+        assert isinstance(cls.km.provisioner, LocalProvisioner)
+        assert cls.km.transport == "tcp"
+
+
+@contextlib.contextmanager
+def bridged_kernelspec() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        bridged.set_up(patch, Path(folder))
+        yield
+    bridged.remove_orphans(SandboxClient())
 
 
 def test_history_range_is_answered_as_by_a_plain_kernel(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sandboxkernel.errors import SandboxError
-from sandboxkernel.models import Kernel, KernelCreate, KernelRestart
+from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, PythonEnvironment
 from tests.support import RunningDaemon, wait_until
 
 ALICE, BOB = 61001, 61002
@@ -223,6 +223,21 @@ def test_a_user_cannot_mount_what_that_user_cannot_read(
         outcome = as_user(BOB, lambda request=request: client.create(request))
         assert isinstance(outcome, Refused), folder
         assert outcome.why in ("work_folder", "invalid_request")
+
+
+def test_the_others_environment_cannot_be_mounted(daemon: RunningDaemon, tmp_path: Path) -> None:
+    private = tmp_path / "venv"
+    private.mkdir(mode=0o700)
+    client = daemon.client()
+    for folder in (str(private), "/root", "/etc", "/var/lib", "/usr/lib", str(daemon.data_dir)):
+        environment = PythonEnvironment(
+            python=f"{folder}/bin/python", base=f"{folder}/bin/python", folders=[folder]
+        )
+        request = KernelCreate(kernel_id="e", key="k", environment=environment)
+        outcome = as_user(BOB, lambda request=request: client.create(request))
+        assert isinstance(outcome, Refused), folder
+        assert outcome.why in ("work_folder", "invalid_request")
+    assert not [k for k in client.kernels() if k.kernel_id == "e"]
 
 
 def test_the_same_user_sees_the_layer_again_and_another_does_not(daemon: RunningDaemon) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from sandboxkernel.daemon.environments import check_environment
 from sandboxkernel.daemon.plan import (
     CONNECTION_FILE,
     Ground,
@@ -17,7 +21,9 @@ from sandboxkernel.daemon.plan import (
 )
 from sandboxkernel.errors import RequestError, WorkFolderError
 from sandboxkernel.limits import DEFAULT_PROFILE, Subject
-from sandboxkernel.models import IoLimit, KernelCreate, Limits
+from sandboxkernel.models import IoLimit, KernelCreate, Limits, PythonEnvironment
+from sandboxruntime.errors import SpecError
+from sandboxruntime.handover import Payload
 from sandboxruntime.mounts import plan_masks, plan_mounts
 from sandboxruntime.spec import Spec, from_json, to_json
 from sandboxruntime.validate import validate
@@ -47,7 +53,7 @@ GROUND = Ground(
 )  # fmt: skip
 
 
-def payload(request: KernelCreate = REQUEST) -> object:
+def payload(request: KernelCreate = REQUEST) -> Payload:
     return plan_payload(request, GROUND, socket_prefix="/run/s/k/0123/s", guest_source="pass")
 
 
@@ -119,3 +125,72 @@ def test_the_working_directory_is_the_work_folder_by_default() -> None:
 def test_folders_that_make_no_sense_are_refused(cwd: str, folder: str | None) -> None:
     with pytest.raises(WorkFolderError):
         work_folder_of(KernelCreate(kernel_id="k", cwd=cwd, work_folder=folder))
+
+
+ENVIRONMENT = PythonEnvironment(
+    python="/opt/venv/bin/python", base="/opt/python/bin/python3", folders=["/opt/venv"]
+)
+
+
+def test_environment_is_mounted_read_only_with_the_callers_rights() -> None:
+    request = msgspec.structs.replace(REQUEST, environment=ENVIRONMENT)
+    ground = dataclasses.replace(GROUND, environment_roots=("/srv/own",))
+    spec = plan_spec(request, ground)
+    validate(spec)
+    (bind,) = [bind for bind in spec.binds if bind.destination == "/opt/venv"]
+    assert bind.read_only and bind.opener.uid == GROUND.subject.uid
+    assert bind.allowed == ("/", "/srv/own")
+    assert "/opt/venv" not in spec.writable
+    assert REQUEST.work_folder in spec.writable
+
+
+def test_kernel_runs_the_environments_interpreter() -> None:
+    planned = payload(msgspec.structs.replace(REQUEST, environment=ENVIRONMENT))
+    assert planned.argv[0] == "/opt/venv/bin/python"
+    assert planned.env["PATH"] == "/opt/venv/bin:/opt/python/bin:/usr/bin"
+
+
+def test_system_interpreter_has_the_images_name() -> None:
+    environment = PythonEnvironment(
+        python="/usr/bin/python3", base="/opt/python/bin/python3",
+        folders=["/usr/lib/python3/dist-packages"],
+    )  # fmt: skip
+    request = msgspec.structs.replace(REQUEST, environment=environment)
+    assert payload(request).argv[0] == "/opt/python/bin/python3"
+    validate(plan_spec(request, GROUND))
+
+
+@pytest.mark.parametrize(
+    "folder", ["/usr", "/usr/lib", "/usr/lib/python3", "/usr/bin", "/etc", "/proc", "/lib/x", "/"]
+)
+def test_no_environment_covers_the_system(folder: str) -> None:
+    environment = msgspec.structs.replace(ENVIRONMENT, folders=[folder])
+    request = msgspec.structs.replace(REQUEST, environment=environment)
+    with pytest.raises(SpecError, match="nothing may be mounted over"):
+        validate(plan_spec(request, GROUND))
+
+
+@pytest.mark.parametrize(
+    ("members", "hidden", "said"),
+    [
+        ({"base": "/usr/bin/python3.9"}, (), "sandboxes have /opt/python/bin/python3"),
+        ({"folders": ["/opt/venv/"]}, (), "normalised"),
+        ({"python": "/opt/venv/../x"}, (), "normalised"),
+        ({"folders": ["/home/alice/course/.venvs/a"]}, (".venvs",), "hidden entry of your home"),
+        ({"folders": ["/home/alice/course"]}, (), "lies in the Python environment"),
+        ({"folders": ["/home/alice"]}, (), "lies in the Python environment"),
+    ],
+)
+def test_environment_that_would_be_another_inside_is_refused(
+    members: dict[str, Any], hidden: tuple[str, ...], said: str
+) -> None:
+    environment = msgspec.structs.replace(ENVIRONMENT, **members)
+    request = msgspec.structs.replace(REQUEST, environment=environment)
+    with pytest.raises(RequestError, match=said):
+        check_environment(request, GROUND.image_labels, hidden)
+
+
+def test_environment_and_argv_exclude_each_other() -> None:
+    request = msgspec.structs.replace(REQUEST, environment=ENVIRONMENT, argv=["true"])
+    with pytest.raises(RequestError, match="exclude"):
+        check_environment(request, GROUND.image_labels, ())

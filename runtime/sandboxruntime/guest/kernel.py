@@ -2,7 +2,8 @@
 
 Executed as a file by the image's Python, which need not have this package: it may import the
 standard library, pyzmq and ipykernel only. Arguments: the connection file, the number of the
-first listening descriptor, then ipykernel's own arguments.
+first listening descriptor, then ipykernel's own arguments; or first the module of another kernel,
+whose sockets must be pyzmq's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import site
 import sys
 from typing import Any
 
+MODULE_OPTION = "--sandboxkernel-module="
 FIRST_PORT = 1
 PORTS = 5
 
@@ -66,6 +68,15 @@ def add_user_site() -> None:
     sys.path.insert(place, folder)
 
 
+def run_module(module: str, connection_file: str, arguments: list[str]) -> None:
+    """As `python -m MODULE -f FILE ARGUMENTS`, with the working folder importable."""
+    import runpy
+
+    sys.argv = [module, "-f", connection_file, *arguments]
+    sys.path.insert(0, os.getcwd())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def main() -> None:
     """Start ipykernel as ipykernel_launcher does."""
     connection_file, first_fd, *arguments = sys.argv[1:]
@@ -77,6 +88,9 @@ def main() -> None:
     for fd in range(int(first_fd), int(first_fd) + PORTS):
         os.set_inheritable(fd, False)
     use_listening_descriptors(prefix, int(first_fd))
+    if arguments and arguments[0].startswith(MODULE_OPTION):
+        run_module(arguments[0].removeprefix(MODULE_OPTION), connection_file, arguments[1:])
+        return
     sys.argv = ["ipykernel_launcher", "-f", connection_file, *arguments]
     # A twentieth of the start goes into collections that find nothing: what an import makes,
     # stays. Frozen, it does not weigh on the collections of the user's code either.

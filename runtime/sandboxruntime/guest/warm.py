@@ -24,7 +24,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from sandboxruntime.guest import pages
+from sandboxruntime.guest import environment, pages
 from sandboxruntime.guest.history import IN_MEMORY, arm_history, closed_history
 from sandboxruntime.guest.hygiene import reset_process
 from sandboxruntime.guest.kernel import use_listening_descriptors
@@ -132,8 +132,11 @@ def finish(prepared: Prepared, sock: socket.socket, argv: list[str], env: dict[s
         from sandboxruntime.handover import execute
 
         execute(sock, argv, env, reason=reason)
-    _, _, connection_file, first_fd, *_ = argv
+    python, _, connection_file, first_fd, *_ = argv
+    own = python == sys.executable
     reset_process(argv, {**env, **prepared.set_by_imports})
+    if not own:
+        environment.enter(environment.environment_of(python))
     sock.close()  # the hand-over has succeeded
     with open(connection_file, encoding="utf-8") as stream:
         prefix = json.load(stream)["ip"]
@@ -157,7 +160,14 @@ def reason_for_exec(prepared: Prepared, argv: list[str], env: dict[str, str]) ->
     chosen = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
     if not chosen.lower().replace("-", "").endswith("utf8"):
         return f"locale {chosen!r} is not UTF-8"
-    return _configured(prepared.folders, env) or _shadowed(prepared.packages, env)
+    reason = _configured(prepared.folders, env)
+    if argv[0] == sys.executable:
+        return reason or _shadowed(prepared.packages, env)
+    other = environment.environment_of(argv[0])
+    reason = reason or environment.reason_for_exec(other)
+    if other.prefix is not None:  # a virtual environment does not look for the user's packages
+        return reason
+    return reason or _shadowed(prepared.packages, env)
 
 
 def _own_folder(env: Mapping[str, str]) -> str:
