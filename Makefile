@@ -23,7 +23,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh tools/apt-install.sh python3-venv
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime kernelspecs -type f -not -name '*.pyc')
+$(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime kernelspecs packaging -type f -not -name '*.pyc')
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[lab]' nbclient nbconvert numpy
 	@touch $@
 
@@ -38,7 +38,7 @@ $(BROWSER_STAMP): $(TEST_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[browser]'
 	@touch $@
 
-$(BENCH_STAMP): pyproject.toml $(shell find sandboxkernel runtime kernelspecs -type f -not -name '*.pyc')
+$(BENCH_STAMP): pyproject.toml $(shell find sandboxkernel runtime kernelspecs packaging -type f -not -name '*.pyc')
 	$(MAKE) VENV=$(BENCH_VENV) $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check '.[bench]'
 	@touch $@

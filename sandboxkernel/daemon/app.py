@@ -19,6 +19,7 @@ from traitlets import Bool, Dict, Float, Integer, List, Set, Unicode
 from traitlets.config import Application
 
 from sandboxkernel import __version__
+from sandboxkernel.daemon import systemd
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
@@ -157,8 +158,10 @@ class SandboxKernelDaemon(Application):
             paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
             paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths.data_dir.chmod(0o700)  # no user has business here, not even as a work folder
-            sock = bind_api_socket(paths.api_socket, mode)
-            stack.callback(paths.api_socket.unlink, missing_ok=True)
+            sock = systemd.take_listening_socket(paths.api_socket)
+            if sock is None:
+                sock = bind_api_socket(paths.api_socket, mode)
+                stack.callback(paths.api_socket.unlink, missing_ok=True)
             kernels, housekeeping, launcher = await self._compose(policy, paths, stack)
             del launcher
             version = self._version(read_layout())
@@ -174,7 +177,9 @@ class SandboxKernelDaemon(Application):
             if self.ready_fd >= 0:
                 os.write(self.ready_fd, b"1")
                 os.close(self.ready_fd)
+            systemd.notify("READY=1")
             await self._until_stopped(kernels)
+            systemd.notify("STOPPING=1")
 
     async def _compose(
         self, policy: Policy, paths: Paths, stack: contextlib.AsyncExitStack
