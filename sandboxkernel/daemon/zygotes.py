@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import sandboxruntime
 from sandboxkernel.daemon.handover import HandOver, Peer
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
@@ -259,7 +261,7 @@ class Zygotes:
         )
         spares = SparePool(
             zygote_id=zygote_id,
-            limits=plan_cgroup_limits(profile.limits, None),
+            limits=plan_cgroup_limits(msgspec.structs.replace(profile.limits, io=None), None),
             runtime=self._runtime,
             journal=self._journal,
             cgroup_parent=self._cgroup_parent,
