@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.vm.machine import MachineError, run_machine
 from tests.vm.payload import write_payload
 from tests.vm.selection import arguments as selected
 
+ROOT = Path(__file__).resolve().parents[2]
 SLOWDOWN = 10  # of an emulated processor, for the tests' own deadlines
 TEST_TIMEOUT_S = 400
 BOOT_S = 120
@@ -30,6 +32,7 @@ def main() -> None:
     if missing or os.geteuid() != 0:
         parser.error(f"needs {', '.join(missing) or 'root'}: run `make test-vm` as root")
     os.environ["PATH"] = _path()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machine ends with us
     image = ensure_image()
     if options.results.exists():
         shutil.rmtree(options.results)
@@ -43,7 +46,9 @@ def main() -> None:
         "HOME": "/root",
         "LANG": "C.UTF-8",
     }
-    arguments = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", *(rest or selected())]
+    arguments = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", *rest]
+    if not any((ROOT / argument.partition("::")[0]).exists() for argument in rest):
+        arguments += selected()
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
         payload = Path(scratch) / "payload.tar"
         write_payload(payload, arguments, environment)

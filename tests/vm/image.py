@@ -22,7 +22,7 @@ from pathlib import Path
 __all__ = ["GUEST_VENV", "Image", "ensure_image"]
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("SANDBOXKERNEL_VM_CACHE", "/var/cache/sandboxkernel-vm"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandboxkernel-vm"
 SUITE, GUEST_PYTHON = "bookworm", "3.11"
 MIRROR = os.environ.get("SANDBOXKERNEL_VM_MIRROR", "")
 PACKAGES = (
@@ -33,6 +33,7 @@ PACKAGES = (
 )  # fmt: skip
 # Checked on the host: nothing of the machine's.
 NOT_NEEDED = ("mypy", "ruff")
+ALSO_NEEDED = ("jupyter_server",)  # of tests/conformance; on the host it comes with JupyterLab
 GUEST_VENV = "/opt/jupyter"
 GUEST_IMAGES = "var/tmp/sandboxkernel-tests/images"  # the tests' image store (tests/support.py)
 DISK_SIZE = "4G"  # sparse
@@ -100,7 +101,8 @@ def _digest() -> str:
 def _requirements() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return [*project["dependencies"],
-            *(r for r in project["optional-dependencies"]["test"] if r not in NOT_NEEDED)]  # fmt: skip
+            *(r for r in project["optional-dependencies"]["test"] if r not in NOT_NEEDED),
+            *ALSO_NEEDED]  # fmt: skip
 
 
 def _run(argv: Sequence[str], *, cwd: Path | None = None) -> None:
@@ -120,6 +122,9 @@ def _build(scratch: Path) -> None:
     _say(f"Debian {SUITE}")
     _run(
         [
+            # In a mount namespace of its own: whatever happens to it, its mounts end with it, and
+            # the scratch directory can be deleted.
+            "unshare", "--mount",
             "mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")),
             # Before the kernel is unpacked, whose installation makes the initrd.
