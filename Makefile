@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser bench bench-peers bench-scale soak crashes docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser test-vm bench bench-peers bench-scale soak crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -38,7 +38,7 @@ $(BROWSER_STAMP): $(TEST_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[browser]'
 	@touch $@
 
-$(BENCH_STAMP): pyproject.toml $(shell find sandboxkernel runtime kernelspecs -type f -not -name '*.pyc')
+$(BENCH_STAMP): pyproject.toml $(shell find sandboxkernel runtime kernelspecs packaging -type f -not -name '*.pyc')
 	$(MAKE) VENV=$(BENCH_VENV) $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check '.[bench]'
 	@touch $@
@@ -71,6 +71,10 @@ browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
 
 test: check $(BROWSER_STAMP) ## Everything
 	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/browser -q
+
+test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine that systemd runs
+	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
+	$(BIN)/python -m tests.vm
 
 bench: $(BENCH_STAMP) ## Every metric but those of 500 and more kernels, beside a plain kernel: 15 minutes
 	$(BENCH) --json docs/benchmarks/bench.json

@@ -20,7 +20,7 @@ from tests.support import (
     warm_up,
 )
 
-PRIVILEGED = ("integration", "escape", "conformance", "browser")
+PRIVILEGED = ("integration", "escape", "conformance", "browser", "vm")
 # What has an alternative, whose tests run instead.
 REVIEWED_SKIPS = frozenset(
     {

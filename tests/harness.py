@@ -53,6 +53,12 @@ if {keep_capabilities!r}:
         for capability in range(41):  # ambient: an exec as another uid keeps them
             syscalls.prctl(47, 2, capability)
     init.CREATE_STEPS[init.Step.CREDENTIALS] = credentials
+if {shared_mounts!r}:
+    syscalls.unshare(syscalls.CloneFlag.NEWNS)
+    syscalls.mount("none", "/", None, syscalls.MountFlag.REC | syscalls.MountFlag.PRIVATE)
+    syscalls.mount("none", "/", None, syscalls.MountFlag.REC | syscalls.MountFlag.SHARED)
+    import os
+    os.open("/proc/self/ns/mnt", os.O_RDONLY)  # or it ends as the launcher leaves it
 launcher.main()
 """
 
@@ -101,13 +107,17 @@ class Attempt:
 
 
 class Harness:
-    """One launcher. `dropped` are set-up steps that do nothing in it."""
+    """One launcher. `dropped` are set-up steps that do nothing in it.
+
+    `shared_mounts`: its host's mounts propagate, as they do wherever systemd has booted.
+    """
 
     def __init__(
         self,
         dropped: Iterable[Step] = (),
         *,
         keep_capabilities: bool = False,
+        shared_mounts: bool = False,
         env: dict[str, str] | None = None,
     ) -> None:
         self.layout = read_layout()
@@ -117,7 +127,7 @@ class Harness:
         self._sock.settimeout(DEADLINE_S)
         code = _BOOTSTRAP.format(
             runtime=str(ROOT / "runtime"), dropped=[str(s) for s in dropped],
-            keep_capabilities=keep_capabilities,
+            keep_capabilities=keep_capabilities, shared_mounts=shared_mounts,
         )  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", code, str(theirs.fileno()), self._staging],

@@ -325,11 +325,16 @@ def _is_below(path: str, prefix: str) -> bool:
 
 
 def _set_attributes(fd: int, attributes: MountAttr, userns_fd: int | None) -> None:
-    """mount_setattr(2), with an id map unless `userns_fd` is None."""
-    if userns_fd is None:
-        syscalls.mount_setattr(fd, "", attr_set=attributes)
-    else:
-        syscalls.mount_setattr(fd, "", attr_set=attributes | MountAttr.IDMAP, userns_fd=userns_fd)
+    """mount_setattr(2), with an id map unless `userns_fd` is None.
+
+    Private: a clone of a mount that receives the host's (the launcher's do, wherever systemd made
+    the host's shared) would go on receiving them inside the container.
+    """
+    if userns_fd is not None:
+        attributes |= MountAttr.IDMAP
+    syscalls.mount_setattr(
+        fd, "", attr_set=attributes, propagation=MountFlag.PRIVATE, userns_fd=userns_fd or 0
+    )
 
 
 def _disk_to_inside(

@@ -90,6 +90,7 @@ class MountFlag(enum.IntFlag):
     REC = 16384
     PRIVATE = 1 << 18
     SLAVE = 1 << 19
+    SHARED = 1 << 20
     STRICTATIME = 1 << 24
 
 

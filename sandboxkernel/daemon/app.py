@@ -19,6 +19,7 @@ from traitlets import Bool, Dict, Float, Integer, List, Set, Unicode
 from traitlets.config import Application
 
 from sandboxkernel import __version__
+from sandboxkernel.daemon import systemd
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
@@ -168,8 +169,10 @@ class SandboxKernelDaemon(Application):
             paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
             paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths.data_dir.chmod(0o700)  # no user has business here, not even as a work folder
-            sock = bind_api_socket(paths.api_socket, mode)
-            stack.callback(paths.api_socket.unlink, missing_ok=True)
+            sock = systemd.take_listening_socket(paths.api_socket)
+            if sock is None:
+                sock = bind_api_socket(paths.api_socket, mode)
+                stack.callback(paths.api_socket.unlink, missing_ok=True)
             kernels, housekeeping = await self._compose(policy, paths, stack)
             version = self._version(read_layout())
             services = Services(kernels=kernels, housekeeping=housekeeping, version=version)
@@ -186,7 +189,9 @@ class SandboxKernelDaemon(Application):
             if self.ready_fd >= 0:
                 os.write(self.ready_fd, b"1")
                 os.close(self.ready_fd)
+            systemd.notify("READY=1")
             await self._until_stopped(kernels)
+            systemd.notify("STOPPING=1")
             if self._end_kernels:
                 await kernels.release_all()
             else:
@@ -194,6 +199,8 @@ class SandboxKernelDaemon(Application):
                 server.stop()
                 await server.close_all_connections()
                 await kernels.zygotes.leave()
+        if self._failure:
+            raise SandboxError(self._failure, hint="Start it again.")
 
     async def _compose(
         self, policy: Policy, paths: Paths, stack: contextlib.AsyncExitStack
@@ -276,7 +283,7 @@ class SandboxKernelDaemon(Application):
                 break
             self._launcher.open()
         # The next daemon takes over what runs; whoever supervises this one starts it.
-        self.log.error("the daemon stops for want of a launcher; kernels run on")
+        self._failure = "the daemon stopped for want of a launcher; kernels run on"
         self._stop.set()
 
     def _version(self, layout: Layout) -> Version:
@@ -315,6 +322,7 @@ class SandboxKernelDaemon(Application):
         self._stop = asyncio.Event()
         self._launcher_lost = asyncio.Event()
         self._end_kernels = False
+        self._failure = ""
 
 
 def _guest_source(name: str) -> str:

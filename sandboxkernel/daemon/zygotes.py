@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Started
 from sandboxkernel.daemon.plan import (
     plan_cgroup_limits,
@@ -206,7 +208,7 @@ class Zygotes:
             cgroup=f"{self._cgroup_parent}/zygotes/{zygote_id}",
             scratch=str(scratch),
         )
-        limits = plan_cgroup_limits(profile.limits, None)
+        limits = plan_cgroup_limits(msgspec.structs.replace(profile.limits, io=None), None)
         spares = self._pool(zygote_id, limits, 0 if profile.limits.io else profile.spares)
         zygote = Zygote(key, lease, next(self._uids), spares)
         self._all[zygote_id] = zygote

@@ -12,8 +12,10 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
+from tests.support import SLOWDOWN
+
 KERNEL_NAME = "sandboxed-python"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0 * SLOWDOWN
 Message = dict[str, Any]
 
 

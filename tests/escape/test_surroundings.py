@@ -149,6 +149,16 @@ def test_nothing_of_the_host_is_in_the_mount_table(confined: Harness) -> None:
     assert "shared:" not in output
 
 
+def test_a_host_whose_mounts_propagate_hands_none_of_them_in(work: Path) -> None:
+    """As systemd sets every host up. What it mounts later must not appear in the work folder."""
+    with harness(shared_mounts=True) as running:
+        launchers = Path(f"/proc/{running.pid}/mountinfo").read_text()
+        assert "master:" in launchers  # the control: they do reach the launcher
+        with make_spec(work=work) as spec, running.container(spec) as attempt:
+            facts = attempt.verify()
+    assert "master:" not in facts.mountinfo and "shared:" not in facts.mountinfo
+
+
 def test_only_own_processes_are_visible(confined: Harness) -> None:
     source = "import os; print(sorted(int(n) for n in os.listdir('/proc') if n.isdigit()))"
     assert python(confined, source) == "[1, 2]"

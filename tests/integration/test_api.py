@@ -29,6 +29,7 @@ from sandboxkernel.errors import (
 )
 from sandboxkernel.models import ExecExit, KernelCreate, Limits
 from tests.support import (
+    DEADLINE_S,
     RunningDaemon,
     connect_unix,
     python_inside,
@@ -248,7 +249,7 @@ def test_an_image_in_use_is_not_removed(daemon: RunningDaemon) -> None:
 
 def test_an_ended_kernel_can_be_neither_signalled_nor_paused(daemon: RunningDaemon) -> None:
     with sandbox(daemon, "true") as kernel:
-        daemon.client().watch_exit(kernel.id, 1).wait(30)
+        daemon.client().watch_exit(kernel.id, 1).wait(DEADLINE_S)
         for call in (
             daemon.client().pause,
             daemon.client().stats,
@@ -388,7 +389,7 @@ def test_logs_follow_loses_nothing(daemon: RunningDaemon) -> None:
 def test_logs_are_bounded_without_a_reader(daemon: RunningDaemon) -> None:
     code = "import sys\nfor i in range(20000): sys.stdout.write('x' * 1000)\nprint('end')"
     with sandbox(daemon, "python3", "-c", code) as kernel:
-        daemon.client().watch_exit(kernel.id, 1).wait(30)
+        daemon.client().watch_exit(kernel.id, 1).wait(DEADLINE_S)
         text = b"".join(daemon.client().logs(kernel.id))
         assert len(text) <= 256 * 1024
         assert text.endswith(b"end\n")
@@ -396,7 +397,7 @@ def test_logs_are_bounded_without_a_reader(daemon: RunningDaemon) -> None:
 
 def test_events_are_told_in_order(daemon: RunningDaemon) -> None:
     with sandbox(daemon, "true", kernel_id="told") as kernel:
-        daemon.client().watch_exit(kernel.id, 1).wait(30)
+        daemon.client().watch_exit(kernel.id, 1).wait(DEADLINE_S)
     actions = [e.action for e in daemon.client().events() if e.kernel_id == "told"]
     assert actions[0] in ("kernel_running", "kernel_exited")
     assert actions[-2:] == ["kernel_exited", "kernel_removed"]

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
-from tests.support import CGROUP_PARENT, RunningDaemon, sandbox
+from tests.support import CGROUP_PARENT, DEADLINE_S, RunningDaemon, sandbox
 
 MANY = 1100
 
@@ -21,7 +21,7 @@ def test_an_end_is_told_to_a_process_with_many_descriptors(daemon: RunningDaemon
         with sandbox(daemon, "sh", "-c", "exit 3") as kernel:
             watch = daemon.client().watch_exit(kernel.id, kernel.generation)
             assert watch.fileno() > 1023
-            info = watch.wait(30)
+            info = watch.wait(DEADLINE_S)
             assert info is not None and info.code == 3
     finally:
         for fd in held:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxkernel.errors import KernelStartFailed
+from sandboxruntime.cgroup import read_layout
 from sandboxruntime.launcher import FAULT_VARIABLE
 from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
 from tests.harness import Harness, harness, make_spec
@@ -18,8 +19,8 @@ from tests.support import CGROUP_PARENT, wait_until
 def our_cgroups() -> list[str]:
     return [
         str(path)
-        for base in Path("/sys/fs/cgroup").iterdir()
-        for path in (base / CGROUP_PARENT / "harness").glob("*")
+        for base in read_layout().hierarchies().values()
+        for path in (Path(base) / CGROUP_PARENT / "harness").glob("*")
         if path.is_dir()
     ]
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from sandboxkernel.models import ExitInfo, IoLimit, Kernel, Limits
+from sandboxruntime.cgroup import read_layout
 from tests.benchmarks.client import RawClient
-from tests.support import RunningDaemon, python_inside, sandbox, wait_until
+from tests.support import DEADLINE_S, RunningDaemon, python_inside, sandbox, wait_until
 
+LAYOUT = read_layout()
 MIB = 1 << 20
 KEY = "neighbour-key"
 
@@ -27,7 +29,7 @@ def say(text: str) -> None:
 
 
 def wait_for_end(daemon: RunningDaemon, kernel: Kernel) -> ExitInfo:
-    info = daemon.client().watch_exit(kernel.id, kernel.generation).wait(60)
+    info = daemon.client().watch_exit(kernel.id, kernel.generation).wait(2 * DEADLINE_S)
     assert info is not None
     return info
 
@@ -96,20 +98,23 @@ def test_a_kill_signal_is_not_taken_for_out_of_memory(daemon: RunningDaemon) -> 
 
 def test_swap_does_not_stretch_the_limit(daemon: RunningDaemon) -> None:
     with sandbox(daemon, profile="small") as kernel:
-        directory = Path("/sys/fs/cgroup/memory") / kernel_cgroup(daemon, kernel)
-        if not directory.is_dir():
-            pytest.fail("this host has no v1 memory controller: test it in the v2 lane")
-        limit = (directory / "memory.limit_in_bytes").read_text()
-        with_swap = directory / "memory.memsw.limit_in_bytes"
-        assert limit.strip() == str(256 * MIB)
-        if with_swap.exists():
-            assert with_swap.read_text() == limit
+        controller = "memory" if "memory" in LAYOUT.v1 else ""
+        directory = Path(LAYOUT.directory(controller, kernel_cgroup(daemon, kernel, controller)))
+        if controller:  # v1 limits the sum of both
+            limit, with_swap = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
+            expected = str(256 * MIB)
+        else:
+            limit, with_swap = "memory.max", "memory.swap.max"
+            expected = "0"
+        assert (directory / limit).read_text().strip() == str(256 * MIB)
+        if (directory / with_swap).exists():
+            assert (directory / with_swap).read_text().strip() == expected
 
 
-def kernel_cgroup(daemon: RunningDaemon, kernel: Kernel) -> str:
+def kernel_cgroup(daemon: RunningDaemon, kernel: Kernel, controller: str) -> str:
     confinement = daemon.client().inspect(kernel.id).confinement
     assert confinement is not None
-    return confinement.cgroups["memory"].lstrip("/")
+    return confinement.cgroups[controller or "unified"].lstrip("/")
 
 
 def test_a_cpu_burn_on_four_threads_gets_its_quota_and_no_more(

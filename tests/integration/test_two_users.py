@@ -18,7 +18,7 @@ import pytest
 
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, PythonEnvironment
-from tests.support import RunningDaemon, wait_until
+from tests.support import DEADLINE_S, RunningDaemon, wait_until
 
 ALICE, BOB = 61001, 61002
 SECRET = "alice's own result"
@@ -246,7 +246,7 @@ def test_the_same_user_sees_the_layer_again_and_another_does_not(daemon: Running
     def run(uid: int, code: str) -> str:
         def attempt() -> str:
             kernel = client.create(KernelCreate(kernel_id="layer", argv=["python3", "-c", code]))
-            info = client.watch_exit(kernel.id, 1).wait(30)
+            info = client.watch_exit(kernel.id, 1).wait(DEADLINE_S)
             text = b"".join(client.logs(kernel.id)).decode()
             client.remove(kernel.id)
             return f"{info.code if info else None} {text}"

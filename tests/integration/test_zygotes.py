@@ -21,6 +21,7 @@ from sandboxruntime.spec import IdMapping
 from sandboxruntime.verify import verify_init
 from tests.support import (
     CGROUP_PARENT,
+    DEADLINE_S,
     RunningDaemon,
     python_inside,
     running_daemon,
@@ -35,6 +36,7 @@ tight = {"memory": "256M", "pids": 64}
 c.SandboxKernelDaemon.profiles = {
     "default": {"spares": 2},
     "bare": {"spares": 0},
+    "disk": {"limits": {"io_write": "64M"}},
     "tight": {"spares": 1, "limits": tight},
     "tight_bare": {"spares": 0, "limits": tight},
 }
@@ -83,6 +85,14 @@ def start_works(daemon: RunningDaemon, profile: str | None = None) -> tuple[str,
 
 def test_a_fork_on_demand_says_nothing_of_a_cold_start(own: RunningDaemon, bare: Zygote) -> None:
     assert start_works(own, "bare") == ("warm", "")
+
+
+def test_kernels_with_a_cap_on_disk_traffic_are_forked_on_demand(own: RunningDaemon) -> None:
+    """No spare is made for them, whose cgroup would need to know the disk."""
+    found = wait_until(
+        lambda: (path := start_works(own, "disk"))[0] != "cold" and path, what="a zygote of disk"
+    )
+    assert found == ("warm", "")
 
 
 def test_a_wedged_zygote_is_passed_by_and_replaced(own: RunningDaemon, bare: Zygote) -> None:
@@ -242,7 +252,7 @@ for pid in made:
         assert text.strip() == "refused True", (code, text)
         python_inside(own, kernel, "data = b'x' * (400 << 20)")
         watch = own.client().watch_exit(kernel.id, found.generation)
-        ended = watch.wait(30)
+        ended = watch.wait(DEADLINE_S)
         assert ended is not None and ended.reason == "oom_killed", ended
 
 

@@ -1,0 +1,42 @@
+"""What runs in the virtual machine is decided for every file of the lanes, and exists."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tests.vm.selection import LEFT_OUT, PARTS, WHOLE
+
+ROOT = Path(__file__).resolve().parents[2]
+LANES = ("integration", "escape", "conformance", "browser", "vm")
+
+
+def names(file: str) -> set[str]:
+    """Functions and classes at the top of a test file."""
+    body = ast.parse((ROOT / file).read_text()).body
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in body if isinstance(node, kinds)}
+
+
+def test_every_file_is_decided_upon() -> None:
+    files = {
+        str(path.relative_to(ROOT))
+        for lane in LANES
+        for path in (ROOT / "tests" / lane).glob("test_*.py")
+    }
+    decided = [*WHOLE, *PARTS, *(name for name in LEFT_OUT if "::" not in name)]
+    assert sorted(decided) == sorted(files)
+
+
+def test_what_is_named_exists() -> None:
+    named = [(file, name) for file, parts in PARTS.items() for name in parts]
+    for item in LEFT_OUT:
+        file, _, name = item.partition("::")
+        if name:
+            assert file in WHOLE, f"{item}: of this file not everything runs"
+            named.append((file, name.partition("[")[0]))
+    assert [f"{file}::{name}" for file, name in named if name not in names(file)] == []
+
+
+def test_every_omission_has_its_reason() -> None:
+    assert all(LEFT_OUT.values())

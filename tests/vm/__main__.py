@@ -1,0 +1,76 @@
+"""`python -m tests.vm [pytest arguments]`: the reviewed selection, or what is named."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.vm.image import ensure_image
+from tests.vm.machine import MachineError, run_machine
+from tests.vm.payload import write_payload
+from tests.vm.selection import arguments as selected
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOWDOWN = 10  # of an emulated processor, for the tests' own deadlines
+TEST_TIMEOUT_S = 400
+BOOT_S = 120
+PROGRAMS = ("mmdebstrap", "mke2fs", "qemu-system-x86_64")
+
+
+def main() -> None:
+    """Build, boot, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--results", type=Path, default=Path("vm-results"))
+    parser.add_argument("--time-limit", type=float, default=1200, metavar="SECONDS")
+    options, rest = parser.parse_known_args()
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing or os.geteuid() != 0:
+        parser.error(f"needs {', '.join(missing) or 'root'}: run `make test-vm` as root")
+    os.environ["PATH"] = _path()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machine ends with us
+    image = ensure_image()
+    if options.results.exists():
+        shutil.rmtree(options.results)
+    environment = {
+        "SANDBOXKERNEL_TEST_VM": "1",
+        "SANDBOXKERNEL_TESTS_MUST_RUN": "1",
+        "SANDBOXKERNEL_TEST_SLOWDOWN": str(SLOWDOWN),
+        "TIME_LIMIT": str(int(options.time_limit - BOOT_S)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": "/opt/jupyter/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+    }
+    arguments = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", *rest]
+    if not any((ROOT / argument.partition("::")[0]).exists() for argument in rest):
+        arguments += selected()
+    with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
+        payload = Path(scratch) / "payload.tar"
+        write_payload(payload, arguments, environment)
+        try:
+            outcome = run_machine(
+                image, payload, options.results,
+                time_limit_s=options.time_limit, on_output=_pass_on,
+            )  # fmt: skip
+        except MachineError as exc:
+            sys.exit(str(exc))
+    print(f"vm: {outcome.seconds:.0f} s in all; results in {options.results}")
+    sys.exit(outcome.exit_code)
+
+
+def _path() -> str:
+    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
+
+def _pass_on(chunk: bytes) -> None:
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Which tests run in the virtual machine, and why others do not. Pure.
+
+What is taken: everything whose answer depends on the host's cgroups, mounts, Linux or init. What is
+left out runs in `make test`, on real processors; tests/unit/test_vm_selection.py sees to it that each
+file of the privileged lanes is decided upon.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LEFT_OUT", "PARTS", "WHOLE", "arguments"]
+
+# Files of which everything runs but what LEFT_OUT names.
+WHOLE = (
+    "tests/vm/test_service.py",
+    "tests/integration/test_cgroup_real.py",
+    "tests/integration/test_quotas.py",
+    "tests/integration/test_zygotes.py",
+    "tests/integration/test_two_users.py",
+    "tests/integration/test_faults.py",
+    "tests/integration/test_confinement_primitives.py",
+    "tests/escape/test_attacks.py",
+    "tests/escape/test_surroundings.py",
+    "tests/conformance/test_confinement.py",
+)
+# Files of which only these run: what the host has a part in, once each. The rest of them is about
+# requests, words and the provisioner; and the least limits, a hundredth of a processor, are too
+# little of an emulated one.
+PARTS = {
+    "tests/integration/test_api.py": (
+        "test_parallel_starts_all_succeed",
+        "test_an_exec_is_as_confined_as_the_kernel",
+        "test_a_missing_feature_of_the_host_refuses_the_start",
+        "test_an_ephemeral_sandbox_forgets",
+        "test_a_crashed_daemons_sandboxes_are_swept_by_the_next",
+    ),
+    "tests/integration/test_cli.py": (
+        "test_limits_of_run_are_in_force",
+        "test_stats_show_all_that_run",
+        "test_pause_freezes_and_unpause_thaws",
+        "test_doctor_finds_what_this_host_has",
+    ),
+    "tests/conformance/test_contract.py": (
+        "test_life_of_a_process",
+        "test_interrupt_of_a_loop",
+        "test_restart",
+        "test_shutdown_leaves_nothing",
+        "test_memory_limit_is_the_reason",
+    ),
+    "tests/conformance/test_features.py": (
+        "test_input",
+        "test_multiprocessing",
+        "test_shared_memory_is_capped",
+        "test_files_of_the_notebook",
+    ),
+}
+# Files of which nothing runs, and single tests of the above; each with its reason.
+LEFT_OUT = {
+    "tests/browser/test_lab.py": "Chromium is not in the machine; the browser sees no cgroup",
+    "tests/conformance/test_clients.py": "clients see the provisioner, not the host; minutes here",
+    "tests/conformance/test_fork_hygiene.py": "compares Python processes with each other",
+    "tests/conformance/test_jupyter_kernel.py": "the protocol of ipykernel; minutes here",
+    "tests/integration/test_descriptors.py": "1100 descriptors in a client and in the event loop",
+    "tests/integration/test_confinement_primitives.py::test_programs_work_confined[node]": (
+        "node is not in the machine"
+    ),
+    "tests/integration/test_confinement_primitives.py::test_programs_work_confined[pip]": (
+        "makes a virtual environment; minutes here"
+    ),
+    "tests/integration/test_zygotes.py::test_a_class_starts_while_its_zygote_dies": (
+        "a class of starts side by side; minutes here"
+    ),
+    "tests/integration/test_zygotes.py::test_a_wedged_spare_is_passed_by": "the daemon's policy",
+    "tests/integration/test_zygotes.py::test_a_spare_that_dies_is_made_again": (
+        "the daemon's policy"
+    ),
+    "tests/integration/test_zygotes.py::test_without_memory_to_spare_nothing_is_made_ahead": (
+        "the daemon's policy"
+    ),
+    "tests/escape/test_attacks.py::"
+    "test_with_capabilities_and_no_filter_the_attack_succeeds[mount the cgroup hierarchy]": (
+        "a control that the machine's older Linux refuses, too: to a mount of cgroup2 it applies "
+        "the mode of the launcher's directories, 0700"
+    ),
+    "tests/integration/test_confinement_primitives.py::"
+    "test_landlock_keeps_signals_and_abstract_sockets_inside": (
+        "the machine's Linux is older than 6.12, which brought Landlock's scopes"
+    ),
+    "tests/integration/test_confinement_primitives.py::"
+    "test_the_filter_costs_next_to_nothing_on_common_calls": (
+        "compares times of system calls, which an emulator tells nothing of"
+    ),
+}
+
+
+def arguments() -> list[str]:
+    """For pytest."""
+    parts = [f"{file}::{name}" for file, names in PARTS.items() for name in names]
+    return [*WHOLE, *parts, *(f"--deselect={name}" for name in LEFT_OUT)]
