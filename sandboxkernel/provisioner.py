@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from traitlets import Bool, Float, Integer, List, Unicode, Union
 
 from sandboxkernel import units
 from sandboxkernel.client import ExitWatch, SandboxClient
+from sandboxkernel.creation import Creation
 from sandboxkernel.environment import select_environment
 from sandboxkernel.errors import (
     Conflict,
@@ -36,6 +37,7 @@ from sandboxkernel.errors import (
     SandboxError,
 )
 from sandboxkernel.launch_daemon import ensure_daemon
+from sandboxkernel.manager_keys import connection_info, take_keys
 from sandboxkernel.models import (
     ExitInfo,
     IoLimit,
@@ -49,8 +51,9 @@ from sandboxkernel.python_environment import requested_kernel
 
 __all__ = ["SandboxProvisioner"]
 
-AGAIN_S, START_AGAIN_S = 5.0, 30.0  # how long calls wait for a daemon that is being restarted
-AGAIN_POLL_S = 0.1
+# How long calls, and starts, wait for a daemon that is being restarted, and how often they look.
+AGAIN_S, START_AGAIN_S, AGAIN_POLL_S = 5.0, 30.0, 0.1
+_Method = str | Callable[[SandboxClient], Any]
 POLL_S = 0.02  # wait() looks this often when the event loop cannot watch a descriptor
 TOLD_S, TOLD_POLL_S = 1.0, 0.001  # the end of a kernel that has been killed is here at once
 
@@ -151,7 +154,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         self._kernel = kernel
         self._watch = await self._watch_exit(kernel)
         self._running = True
-        self.connection_info = self._connection_info(kernel)
+        self.connection_info = connection_info(kernel, self._manager())
         return self.connection_info
 
     async def _restart(self, env: dict[str, str], cwd: str, arguments: list[str]) -> Kernel | None:
@@ -169,13 +172,17 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def _create(self, request: KernelCreate) -> Kernel:
         """Start a sandbox; a daemon is started first where none answers and we may."""
         self._client = self._client or SandboxClient()
+        creation = Creation(request, self.log)
         try:
             try:
-                kernel: Kernel = await self._call("create", request)
+                kernel: Kernel = await self._call(creation.run)
             except DaemonUnavailable:
                 self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
-                kernel = await self._call_again("create", request, within_s=START_AGAIN_S)
+                kernel = await self._call_again(creation.run, within_s=START_AGAIN_S)
             return kernel
+        except asyncio.CancelledError:
+            creation.abandon()
+            raise
         except Conflict as exc:
             found = await self._attach(request.kernel_id)
             if found is None:
@@ -193,15 +200,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if kernel.attached or kernel.state != "running" or kernel.connection is None:
             return None
         found: KernelConnection = await self._call("connection", kernel_id)
-        manager = self._manager()
-        manager.session.key = found.key.encode()
-        manager.session.signature_scheme = found.signature_scheme
-        # A manager does not load what a file says already; this one is the dead server's.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(manager.connection_file)
-        for kind in ("public", "secret"):
-            if (key := getattr(found, f"curve_{kind}key")) is not None:
-                setattr(manager, f"curve_{kind}key", key.encode())
+        take_keys(self._manager(), found)
         return kernel
 
     def _request(self, env: dict[str, str], cwd: str, arguments: list[str]) -> KernelCreate:
@@ -247,27 +246,6 @@ class SandboxProvisioner(KernelProvisionerBase):
         return Limits(
             **sizes, cpus=self.cpus, pids=self.pids, io=IoLimit(**rates) if rates else None
         )
-
-    def _connection_info(self, kernel: Kernel) -> KernelConnectionInfo:
-        assert kernel.connection is not None
-        connection, manager = kernel.connection, self._manager()
-        info: KernelConnectionInfo = {
-            "transport": connection.transport,
-            "ip": connection.ip,
-            "shell_port": connection.shell_port,
-            "iopub_port": connection.iopub_port,
-            "stdin_port": connection.stdin_port,
-            "control_port": connection.control_port,
-            "hb_port": connection.hb_port,
-            "key": manager.session.key,
-            "signature_scheme": manager.session.signature_scheme,
-            "kernel_name": manager.kernel_name or "",
-        }
-        if getattr(manager, "curve_publickey", None) is not None:
-            # str, not bytes: the manager compares with what its connection file says.
-            info["curve_publickey"] = manager.curve_publickey.decode()
-            info["curve_secretkey"] = manager.curve_secretkey.decode()
-        return info
 
     async def poll(self) -> int | None:
         """The exit code, or None while it runs: one poll(2), no request."""
@@ -382,9 +360,7 @@ class SandboxProvisioner(KernelProvisionerBase):
 
     async def _watch_exit(self, kernel: Kernel) -> ExitWatch:
         assert self._client is not None
-        watch = functools.partial(
-            self._client.watch_exit, kernel.id, kernel.generation, kernel=kernel
-        )
+        watch = partial(self._client.watch_exit, kernel.id, kernel.generation, kernel=kernel)
         found: ExitWatch = await self._off_loop(watch)
         return found
 
@@ -407,18 +383,18 @@ class SandboxProvisioner(KernelProvisionerBase):
         self._exit = None
         self._running = False
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        """A blocking call of the client, off the event loop, so that starts run in parallel."""
+    async def _call(self, method: _Method, *arguments: Any) -> Any:
+        """A blocking call of the client, or with it, off the loop: starts run in parallel."""
         assert self._client is not None
         try:
-            return await self._off_loop(
-                functools.partial(getattr(self._client, method), *arguments)
-            )
+            call = getattr(self._client, method) if isinstance(method, str) else method
+            first = () if isinstance(method, str) else (self._client,)
+            return await self._off_loop(partial(call, *first, *arguments))
         except SandboxError as exc:
             self.log.debug("%s failed: %s", method, exc)
             raise
 
-    async def _call_again(self, method: str, *arguments: Any, within_s: float = AGAIN_S) -> Any:
+    async def _call_again(self, method: _Method, *arguments: Any, within_s: float = AGAIN_S) -> Any:
         """A call that may be repeated: it waits for a daemon that is being restarted."""
         deadline = time.monotonic() + within_s
         while True:
@@ -437,7 +413,7 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def _revive_daemon(self) -> None:
         """Start an embedded daemon again, where that is ours to do; kernels run on meanwhile."""
         with contextlib.suppress(DaemonUnavailable):
-            await self._off_loop(functools.partial(ensure_daemon, log=self.log))
+            await self._off_loop(partial(ensure_daemon, log=self.log))
 
     @staticmethod
     async def _off_loop(call: Callable[[], Any]) -> Any:

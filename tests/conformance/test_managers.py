@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jupyter_server.services.kernels.kernelmanager import (
 from sandboxkernel.errors import ProfileNotFound
 from sandboxkernel.provisioner import SandboxProvisioner
 from tests.conformance.session import KERNEL_NAME, TIMEOUT_S, profile_config, session
-from tests.support import RunningDaemon
+from tests.support import RunningDaemon, wait_until
 
 STOCK = "python3"
 
@@ -216,3 +217,21 @@ def test_a_blocking_manager_inside_a_running_event_loop(work: Path, daemon: Runn
         assert ids(daemon) == set()
 
     run(main())
+
+
+def test_a_start_that_is_cancelled_leaves_nothing(work: Path, daemon: RunningDaemon) -> None:
+    before = ids(daemon)
+
+    async def main(delay_s: float) -> None:
+        manager = AsyncKernelManager(kernel_name=KERNEL_NAME)
+        task = asyncio.create_task(manager.start_kernel(cwd=str(work)))
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        if manager.has_kernel:  # it was faster
+            await manager.shutdown_kernel(now=True)
+
+    for delay_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2):
+        run(main(delay_s))
+        wait_until(lambda: ids(daemon) == before, what=f"no kernel after {delay_s} s")

@@ -42,6 +42,7 @@ ONLY_IN = {
     },
     "jupyter_client": {
         "sandboxkernel.provisioner",
+        "sandboxkernel.manager_keys",
         "sandboxkernel.kernelspec",
         "sandboxruntime.guest.rehearsal",
     },
