@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import shutil
 import signal
+import socket
+import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,9 @@ import pytest
 
 from sandboxkernel.errors import KernelNotFound, SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, Limits
+from tests.conformance.session import session
 from tests.support import (
+    SHARED_DATA,
     RunningDaemon,
     connect_unix,
     host_state,
@@ -252,3 +259,47 @@ def test_a_launcher_that_is_killed_while_it_is_being_started_again(own: RunningD
             signal.sigtimedwait([], 0.015)
         assert run_inside(own, kernel, "true") == (0, "")
         assert own.process.poll() is None
+
+
+def test_an_embedded_daemon_that_was_killed_is_started_again_by_its_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody supervises it: whoever has a kernel looks for it."""
+    run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
+    run_dir.chmod(0o755)
+    work = Path("/srv/sandboxkernel-tests/embedded")
+    work.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("SANDBOXKERNEL_RUN_DIR", str(run_dir))
+    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(SHARED_DATA))
+    monkeypatch.delenv("SANDBOXKERNEL_HOST", raising=False)
+    with session(work) as kernel:
+        assert kernel.run("kept = 42").status == "ok"
+        first = daemon_of(run_dir)
+        os.kill(first, signal.SIGKILL)
+        assert kernel.run("kept").status == "ok"
+        assert kernel.manager.is_alive()
+
+        def another() -> int:
+            assert kernel.manager.is_alive()  # as Jupyter's restarter asks every three seconds
+            with contextlib.suppress(OSError):
+                found = daemon_of(run_dir)
+                return found if found != first else 0  # it takes a moment to die
+            return 0
+
+        second = wait_until(another)
+        kernel.manager.interrupt_kernel()
+        kernel.manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=30)
+        assert kernel.run("'kept' in globals()").data()["text/plain"] == "False"
+    process = os.pidfd_open(second)
+    signal.pidfd_send_signal(process, signal.SIGINT)
+    wait_until(lambda: select.select([process], [], [], 0)[0])
+    os.close(process)
+    shutil.rmtree(run_dir)
+
+
+def daemon_of(run_dir: Path) -> int:
+    """The pid of the daemon that serves a run directory."""
+    with connect_unix(run_dir / "api.sock") as sock:
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", data)[0])
