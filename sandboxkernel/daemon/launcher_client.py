@@ -37,6 +37,7 @@ class LauncherClient:
 
     def __init__(self, on_event: Callable[[dict[str, Any]], None]) -> None:
         self._open = asyncio.Event()
+        self._stopped = False
         self._on_event = on_event
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,6 +92,8 @@ class LauncherClient:
         Borrows `fds`. Raises the SandboxError that the launcher's error converts to. `early` ones
         need not wait for open().
         """
+        if self._stopped:
+            raise LauncherLost("the launcher has been stopped")
         if not early:
             try:
                 # Not wait_for(): it can swallow the cancellation of a start whose caller has gone.
@@ -103,8 +106,11 @@ class LauncherClient:
     async def request_again(self, op: str, **members: Any) -> dict[str, Any]:
         """The reply to a request that may be repeated: it survives the loss of the launcher."""
         for _ in range(AGAIN_MAX):
-            with contextlib.suppress(LauncherLost):
+            try:
                 return (await self.request(op, **members))[0]
+            except LauncherLost:
+                if self._stopped:
+                    raise
         raise LauncherLost(f"{AGAIN_MAX} launchers were lost during one {op}")
 
     async def _send(
@@ -133,6 +139,7 @@ class LauncherClient:
 
     async def stop(self) -> None:
         """Close the socket, upon which the launcher ends and leaves its containers."""
+        self._stopped = True
         self._open.clear()
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())

@@ -192,10 +192,7 @@ class Zygotes:
 
     async def close(self) -> None:
         """End all of them: the daemon stops."""
-        tasks = [*self._starting.values(), *([self._watching] if self._watching else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._make_no_more()
         await asyncio.gather(*(self._release(z) for z in list(self._all.values())))
 
     async def _start(self, key: Key, image: StoredImage, profile: Profile) -> None:
@@ -277,8 +274,16 @@ class Zygotes:
                     self._spawn(self._release(zygote))
 
     async def leave(self) -> None:
-        """The daemon stops and kernels live on: end the zygotes that have none."""
-        await asyncio.gather(*(self._release(z) for z in list(self._all.values()) if not z.live))
+        """The daemon stops and kernels live on: end the spares, and the zygotes that have none."""
+        await self._make_no_more()
+        ends = [z.spares.close() if z.live else self._release(z) for z in self._all.values()]
+        await asyncio.gather(*ends)
+
+    async def _make_no_more(self) -> None:
+        tasks = [*self._starting.values(), *([self._watching] if self._watching else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _put_in_service(self, zygote: Zygote) -> None:
         former = self._current.pop(zygote.key, None)

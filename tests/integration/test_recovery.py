@@ -303,3 +303,14 @@ def daemon_of(run_dir: Path) -> int:
     with connect_unix(run_dir / "api.sock") as sock:
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", data)[0])
+
+
+def test_a_daemon_that_is_stopped_while_it_makes_spares_stops_at_once(own: RunningDaemon) -> None:
+    with sandbox(own, as_kernel=True) as kernel:
+        for delay_ms in (0, 250, 255, 260, 270, 300):  # a spare is made a quarter second later
+            with sandbox(own, as_kernel=True):
+                signal.sigtimedwait([], delay_ms / 1000)
+                own.process.send_signal(signal.SIGTERM)
+                own.process.wait(15)
+                own.start()
+        assert own.client().inspect(kernel.id).state == "running"
