@@ -432,8 +432,7 @@ class Sandbox:
 
     def spec(self) -> Spec:
         """The spec of the running start."""
-        if self._spec is None:
-            self._require_process()
+        self._require_process()
         assert self._spec is not None
         return self._spec
 
