@@ -68,7 +68,7 @@ def encode_error(exc: BaseException) -> dict[str, Any]:
 
 
 class Launcher:
-    """The event loop: one socket to the daemon, one pidfd and one OOM descriptor per container."""
+    """The event loop: the socket to the daemon; per container, exit pipe and OOM descriptor."""
 
     def __init__(self, sock: socket.socket, host: Host) -> None:
         self._sock = sock
