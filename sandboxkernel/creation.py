@@ -20,7 +20,7 @@ class Creation:
     """
 
     def __init__(self, request: KernelCreate, log: logging.Logger) -> None:
-        self._request = request
+        self.request = request
         self._log = log
         self._lock = threading.Lock()
         self._created: tuple[SandboxClient, Kernel] | None = None
@@ -28,7 +28,7 @@ class Creation:
 
     def run(self, client: SandboxClient) -> Kernel:
         """Create the kernel. Blocks; raises what the client raises."""
-        kernel = client.create(self._request)
+        kernel = client.create(self.request)
         with self._lock:
             self._created, abandoned = (client, kernel), self._abandoned
         if abandoned:

@@ -148,11 +148,15 @@ class SandboxProvisioner(KernelProvisionerBase):
         )
         cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
         kernel = await self._restart(env, cwd, arguments) if self._kernel else None
-        if kernel is None:
-            request = structs.replace(self._request(env, cwd, arguments), environment=environment)
-            kernel = await self._create(request)
+        request = structs.replace(self._request(env, cwd, arguments), environment=environment)
+        creation = Creation(request, self.log)
+        try:
+            kernel = kernel or await self._create(creation)
+            self._watch = await self._watch_exit(kernel)
+        except BaseException:  # a cancelled start, too: the manager will not know the kernel
+            creation.abandon()
+            raise
         self._kernel = kernel
-        self._watch = await self._watch_exit(kernel)
         self._running = True
         self.connection_info = connection_info(kernel, self._manager())
         return self.connection_info
@@ -169,10 +173,9 @@ class SandboxProvisioner(KernelProvisionerBase):
         except KernelNotFound:
             return None
 
-    async def _create(self, request: KernelCreate) -> Kernel:
+    async def _create(self, creation: Creation) -> Kernel:
         """Start a sandbox; a daemon is started first where none answers and we may."""
         self._client = self._client or SandboxClient()
-        creation = Creation(request, self.log)
         try:
             try:
                 kernel: Kernel = await self._call(creation.run)
@@ -180,11 +183,8 @@ class SandboxProvisioner(KernelProvisionerBase):
                 self._client = await asyncio.to_thread(ensure_daemon, log=self.log)
                 kernel = await self._call_again(creation.run, within_s=START_AGAIN_S)
             return kernel
-        except asyncio.CancelledError:
-            creation.abandon()
-            raise
         except Conflict as exc:
-            found = await self._attach(request.kernel_id)
+            found = await self._attach(creation.request.kernel_id)
             if found is None:
                 raise
             self.log.info("attached to kernel %s, which was running: %s", found.kernel_id, exc)

@@ -235,3 +235,28 @@ def test_a_start_that_is_cancelled_leaves_nothing(work: Path, daemon: RunningDae
     for delay_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2):
         run(main(delay_s))
         wait_until(lambda: ids(daemon) == before, what=f"no kernel after {delay_s} s")
+
+
+def test_a_start_that_is_cancelled_at_its_last_step_leaves_nothing(
+    work: Path, daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is there, and its manager does not know it yet."""
+
+    async def main() -> None:
+        reached = asyncio.Event()
+
+        async def watch(*_: Any) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(SandboxProvisioner, "_watch_exit", watch)
+        manager = AsyncKernelManager(kernel_name=KERNEL_NAME)
+        task = asyncio.create_task(manager.start_kernel(cwd=str(work)))
+        await reached.wait()
+        assert len(ids(daemon)) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+    wait_until(lambda: ids(daemon) == set(), what="no kernel")
