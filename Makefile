@@ -27,9 +27,9 @@ $(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime k
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[lab]' nbclient nbconvert numpy
 	@touch $@
 
-# The programs that tests run in sandboxes: git, compilers, node.
+# The programs that tests run in sandboxes (git, compilers, node), another runtime, and OCI's schema.
 $(TEST_STAMP): $(STAMP)
-	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs; fi
+	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev; fi
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]'
 	@touch $@
 

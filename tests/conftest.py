@@ -13,6 +13,7 @@ import pytest
 from tests import support
 from tests.support import (
     RunningDaemon,
+    by_executor,
     host_state,
     leaks,
     running_daemon,
@@ -34,6 +35,9 @@ REVIEWED_SKIPS = frozenset(
         "History range not supported",
     }
 )
+# Of these files every test also runs in containers that runc made. All others of the lanes do with
+# SANDBOXKERNEL_TEST_EXECUTOR=runc (`make test-runc`).
+BY_RUNC = ("test_contract.py", "test_confinement.py", "test_features.py")
 CONFIG = """
 c.SandboxKernelDaemon.profiles = {
     "default": {"maximum": {"memory": "4G"}},
@@ -85,17 +89,24 @@ def pytest_sessionfinish() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Conformance is shown on both paths to a kernel: a fresh interpreter, and a fork."""
-    in_conformance = metafunc.definition.path.parent.name == "conformance"
+    path = metafunc.definition.path
     # unittest's classes take no parameters: test_jupyter_kernel.py has a class for each path.
-    if in_conformance and metafunc.cls is None and "daemon" in metafunc.fixturenames:
-        metafunc.parametrize("daemon", ["warm", "cold"], indirect=True, scope="session")
+    if path.parent.name == "conformance" and not metafunc.cls and "daemon" in metafunc.fixturenames:
+        paths = ["warm", "cold", *(["runc"] if path.name in BY_RUNC else [])]
+        paths = paths if support.EXECUTOR == "native" else ["cold"]  # no other has zygotes
+        metafunc.parametrize("daemon", paths, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def daemon(request: pytest.FixtureRequest) -> Iterator[RunningDaemon]:
-    """One daemon for all tests that do not need their own; with zygotes unless "cold"."""
-    path = getattr(request, "param", "warm")
+    """One daemon for all tests that do not need their own.
+
+    With zygotes, unless it is "cold", or its containers are made by "runc".
+    """
+    path = getattr(request, "param", "warm" if support.EXECUTOR == "native" else "cold")
     config = CONFIG if path == "warm" else CONFIG + "c.SandboxKernelDaemon.max_zygotes = 0\n"
+    if path == "runc":
+        config += by_executor(path)
     with running_daemon(config) as running:
         for _ in running.client().prepare_image("host"):
             pass

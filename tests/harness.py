@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sandboxkernel.daemon.plan import WRITABLE
+from sandboxkernel.daemon.plan import PACKAGES, WRITABLE, python_of
 from sandboxkernel.daemon.problems import error_from_launcher
 from sandboxkernel.images.hostimage import ensure_host_image
 from sandboxkernel.images.store import ImageStore
@@ -29,7 +29,16 @@ from sandboxkernel.images.userlayers import UserLayers
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.handover import HELLO, Payload, encode_payload
-from sandboxruntime.spec import Bind, Credentials, IdMapping, Process, Rootfs, Spec, to_json
+from sandboxruntime.spec import (
+    Bind,
+    Credentials,
+    Executor,
+    IdMapping,
+    Process,
+    Rootfs,
+    Spec,
+    to_json,
+)
 from sandboxruntime.steps import Step
 from sandboxruntime.verify import NAMESPACES, Facts, count_filters, read_facts, verify
 from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA
@@ -38,7 +47,8 @@ ID_BASE = 0x7F000000
 _BOOTSTRAP = """
 import sys
 sys.path.insert(0, {runtime!r})
-from sandboxruntime import init, launcher, syscalls
+from sandboxruntime import init, launcher, oci, syscalls
+oci.SEARCH_PATH = {executors!r} + oci.SEARCH_PATH
 for step in {dropped!r}:
     init.CREATE_STEPS[init.Step(step)] = lambda context: None
     init.JOIN_STEPS.pop(init.Step(step), None)
@@ -81,7 +91,8 @@ class Attempt:
         cgroup = Cgroup.attach(self.harness.layout, self.spec.cgroups_path)
         host = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES}
         facts = read_facts(self.pid)
-        verify(facts, self.spec, cgroup, host, filters=count_filters() + 1)
+        filters = count_filters() + (1 if self.spec.executor is None else 2)
+        verify(facts, self.spec, cgroup, host, filters=filters)
         return facts
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> tuple[int | None, str]:
@@ -110,6 +121,7 @@ class Harness:
     """One launcher. `dropped` are set-up steps that do nothing in it.
 
     `shared_mounts`: its host's mounts propagate, as they do wherever systemd has booted.
+    `executors` is a directory in which it looks first for other runtimes.
     """
 
     def __init__(
@@ -118,19 +130,21 @@ class Harness:
         *,
         keep_capabilities: bool = False,
         shared_mounts: bool = False,
+        executors: Path | None = None,
         env: dict[str, str] | None = None,
     ) -> None:
         self.layout = read_layout()
-        self._staging = tempfile.mkdtemp(prefix="skt-stage-", dir="/run")
+        self.staging = tempfile.mkdtemp(prefix="skt-stage-", dir="/run")
         self._events: list[dict[str, Any]] = []
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.settimeout(DEADLINE_S)
         code = _BOOTSTRAP.format(
             runtime=str(ROOT / "runtime"), dropped=[str(s) for s in dropped],
             keep_capabilities=keep_capabilities, shared_mounts=shared_mounts,
+            executors=f"{executors}:" if executors else "",
         )  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", code, str(theirs.fileno()), self._staging],
+            [sys.executable, "-I", "-c", code, str(theirs.fileno()), self.staging],
             pass_fds=[theirs.fileno()],
             env={"PATH": os.defpath, **(env or {})},
         )
@@ -195,8 +209,8 @@ class Harness:
 
     def remove_staging(self) -> None:
         """What a launcher leaves in the run directory."""
-        os.rmdir(self._staging)
-        os.unlink(f"{self._staging}.lock")
+        os.rmdir(self.staging)
+        os.unlink(f"{self.staging}.lock")
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""
@@ -220,6 +234,7 @@ def make_spec(
     work: Path | None = None,
     owner: Credentials | None = None,
     at: str = "",
+    executor: str = "",
     **changes: Any,
 ) -> Iterator[Spec]:
     """The spec of an ephemeral sandbox on the host image, with its layer for the length of a block.
@@ -231,9 +246,15 @@ def make_spec(
     scratch = SHARED_DATA / "scratch" / container_id
     layers = UserLayers(SHARED_DATA / "users").scratch(scratch, ID_BASE)
     mapping = (IdMapping(0, ID_BASE, 65536),)
-    binds = ()
+    binds: tuple[Bind, ...] = ()
     if work is not None:
         binds = (Bind(str(work), at or str(work), owner or Credentials(0, 0)),)
+    made_by = None
+    if executor:
+        made_by = Executor(executor, python_of(image.labels), PACKAGES)
+        package = str(ROOT / "runtime" / "sandboxruntime")
+        inside = f"{PACKAGES}/sandboxruntime"
+        binds += (Bind(package, inside, Credentials(0, 0), read_only=True),)
     spec = Spec(
         container_id=container_id,
         hostname=container_id,
@@ -247,7 +268,8 @@ def make_spec(
         cgroups_path=f"{CGROUP_PARENT}/harness/{container_id}",
         limits=Limits(memory_bytes=512 << 20, pids=100),
         binds=binds,
-        writable=(*WRITABLE, *(bind.destination for bind in binds)),
+        writable=(*WRITABLE, *(bind.destination for bind in binds if not bind.read_only)),
+        executor=made_by,
     )  # fmt: skip
     try:
         yield dataclasses.replace(spec, **changes)

@@ -33,6 +33,8 @@ DEADLINE_S = 30.0 * SLOWDOWN
 SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxkernel-tests"))
 # Per session: two sessions on one machine must not take each other's sandboxes for leaks.
 CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
+# What makes the containers of every profile of every daemon of the tests.
+EXECUTOR = os.environ.get("SANDBOXKERNEL_TEST_EXECUTOR", "native")
 _run_dirs: set[Path] = set()
 FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 
@@ -123,6 +125,17 @@ class RunningDaemon:
             raise
 
 
+def by_executor(name: str) -> str:
+    """Configuration, the last of a daemon's: every profile has its containers made by `name`."""
+    return f"""
+_given = c.SandboxKernelDaemon.get("profiles", {{}})
+_given = {{"default": {{}}, **(_given if isinstance(_given, dict) else {{}})}}
+c.SandboxKernelDaemon.profiles = {{
+    name: {{"executor": {name!r}, **members}} for name, members in _given.items()
+}}
+"""
+
+
 @contextlib.contextmanager
 def running_daemon(
     config: str = "",
@@ -139,6 +152,8 @@ def running_daemon(
     data = data_dir or SHARED_DATA
     data.mkdir(parents=True, exist_ok=True)
     config_path = run_dir / "sandboxkernel_config.py"
+    if EXECUTOR != "native":
+        config += by_executor(EXECUTOR)
     config_path.write_text(f"c.SandboxKernelDaemon.cgroup_parent = {CGROUP_PARENT!r}\n" + config)
     config_path.chmod(0o644)
     daemon = RunningDaemon(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from sandboxruntime import capabilities, seccomp, syscalls
+from sandboxruntime import capabilities, oci, seccomp, syscalls
 from sandboxruntime.cgroup import Cgroup, Layout
 from sandboxruntime.errors import ContainerError, SetupError
 from sandboxruntime.handover import become_program
@@ -46,10 +46,14 @@ FORK_DEADLINE_S = 4.0  # a child of a zygote's that takes longer: a cold start i
 
 @dataclass(slots=True)
 class Host:
-    """What the launcher holds for all containers. `fail_at` is the tests' fault injection."""
+    """What the launcher holds for all containers. `fail_at` is the tests' fault injection.
+
+    `oci_state` is where other runtimes keep their records.
+    """
 
     layout: Layout
     mounts: MountFactory
+    oci_state: str
     fail_at: Step | None = None
     programs: dict[str, bytes] = field(default_factory=dict)
 
@@ -182,7 +186,9 @@ def create(
             bind_fds=bind_fds,
             fail_at=host.fail_at,
         )
-        if source is None:
+        if spec.executor is not None:
+            pid, pidfd = _have_made(host, context, cgroup, timer, undo)
+        elif source is None:
             pid, pidfd = _clone(host, context, cgroup, timer, undo)
         else:
             pid, pidfd = _order(source, birth, context, timer, undo)
@@ -238,6 +244,17 @@ def _clone(
             if not spec.zygote:
                 write_id_maps(pid, spec.uid_mappings, spec.gid_mappings)
             os.write(go.write, b"g")
+    return pid, pidfd
+
+
+def _have_made(
+    host: Host, context: Context, cgroup: Cgroup, timer: _Timer, undo: contextlib.ExitStack
+) -> tuple[int, int]:
+    """Pid 1 in a container that another runtime makes; its pid and pidfd."""
+    with timer.step(Step.CLONE):
+        undo.callback(oci.forget, host.oci_state, context.spec.container_id)
+        pid, pidfd = oci.run(host.mounts, host.oci_state, context, cgroup)
+        undo.callback(end, pidfd)
     return pid, pidfd
 
 
@@ -395,6 +412,8 @@ def delete(host: Host, container: Container) -> None:
     container.cgroup.kill()
     end(container.pidfd)
     os.close(container.exit_fd)
+    if container.spec.executor is not None:
+        oci.forget(host.oci_state, container.spec.container_id)
     container.cgroup.remove()
     host.mounts.release_rootfs(container.spec)
 

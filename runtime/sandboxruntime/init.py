@@ -44,6 +44,7 @@ __all__ = [
     "close_all_but",
     "confine",
     "context_from",
+    "default_signals",
     "join_keyring",
     "orders_fds",
     "report_failure",
@@ -148,8 +149,13 @@ def join_keyring() -> None:
 
 def begin_session(context: Context) -> None:
     """A session of its own, and nothing inherited of masks and handlers."""
-    del context
     os.setsid()
+    default_signals(context)
+
+
+def default_signals(context: Context) -> None:
+    """Nothing inherited of the mask of files' modes and of signals' handlers."""
+    del context
     os.umask(0o022)
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)

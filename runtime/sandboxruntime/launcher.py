@@ -35,7 +35,7 @@ from functools import partial
 from typing import Any
 
 from sandboxruntime import container as containers
-from sandboxruntime import syscalls
+from sandboxruntime import oci, syscalls
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.container import Container, Host, Joined
@@ -116,7 +116,7 @@ class Launcher:
 
     def _create(self, message: Message, fds: list[int], reply_fds: list[int]) -> Message:
         spec = from_json(Spec, message["spec"])
-        path, source = self._source(message)
+        path, source = self._source(message) if spec.executor is None else ("cold", None)
         created = containers.create(
             self._host, spec, handover_fd=fds[0], log_fd=fds[1], source=source
         )
@@ -146,6 +146,7 @@ class Launcher:
             self._delete(known)
         else:  # one that a former launcher was making
             containers.remove_cgroup(Cgroup(self._host.layout, message["cgroups_path"]))
+            oci.forget(self._host.oci_state, message["container_id"])
 
     def _forget(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> Message:
         return {"released": self._host.mounts.forget(message["upper"])}
@@ -310,6 +311,7 @@ def main() -> None:
     host = Host(
         layout=read_layout(),
         mounts=MountFactory(sys.argv[2]),
+        oci_state=f"{sys.argv[2]}.oci",
         fail_at=Step(fault) if fault else None,
     )
     host.seccomp_program("notebook")

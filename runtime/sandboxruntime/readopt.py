@@ -9,7 +9,6 @@ may be one of a hostile image's, so what it shows is checked before it is used.
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections import defaultdict
 
@@ -17,6 +16,7 @@ from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.channel import close_fds
 from sandboxruntime.container import Container, Host
 from sandboxruntime.errors import StateError
+from sandboxruntime.identity import check_identity
 from sandboxruntime.spec import Spec
 
 __all__ = ["adopt"]
@@ -39,7 +39,7 @@ def adopt(host: Host, spec: Spec, pid: int) -> tuple[Container, int]:
     taken = [pidfd]
     try:
         cgroup = Cgroup.attach(host.layout, spec.cgroups_path)
-        _check(pid, pidfd, spec, cgroup)
+        check_identity(pid, pidfd, spec, cgroup)
         exit_fd, log_fd = _kept_ends(pid, spec)
         taken += [exit_fd, log_fd]
         if not spec.zygote:
@@ -55,24 +55,6 @@ def adopt(host: Host, spec: Spec, pid: int) -> tuple[Container, int]:
         close_fds(taken)
         raise
     return Container(spec, pid, pidfd, exit_fd, oom_fd, cgroup), log_fd
-
-
-def _check(pid: int, pidfd: int, spec: Spec, cgroup: Cgroup) -> None:
-    """Whether this is pid 1 of that container: it is in its cgroup, which no other process is."""
-    problems = cgroup.check_membership(_read(f"/proc/{pid}/cgroup"))
-    namespaced = next(
-        line.split()[1:]
-        for line in _read(f"/proc/{pid}/status").splitlines()
-        if line.startswith("NSpid:")
-    )
-    signal.pidfd_send_signal(pidfd, 0)  # so what was read was read of this process
-    if namespaced[-1] != "1" or len(namespaced) < 2:
-        problems.append(f"it has pids {namespaced}, and none is 1")
-    if problems:
-        raise StateError(
-            f"pid {pid} is not pid 1 of container {spec.container_id}: {problems}",
-            container_id=spec.container_id, status="foreign",
-        )  # fmt: skip
 
 
 def _kept_ends(pid: int, spec: Spec) -> tuple[int, int]:

@@ -80,14 +80,18 @@ def plan(
     return result
 
 
+def plan_own(rlimits: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """What plan() makes of the limits that the calling process has. Raises SpecError as it does."""
+    known = {name: NUMBERS[name] for name in rlimits if name in NUMBERS}
+    return plan(rlimits, {name: _get(number) for name, number in known.items()})
+
+
 def apply(rlimits: Mapping[str, tuple[int, int]]) -> None:
     """Set the limits of the calling process and read them back.
 
     Lowering is for good. Raises SpecError as plan() does, OSError if the kernel refuses.
     """
-    known = {name: NUMBERS[name] for name in rlimits if name in NUMBERS}
-    current = {name: _get(number) for name, number in known.items()}
-    for name, pair in plan(rlimits, current).items():
+    for name, pair in plan_own(rlimits).items():
         resource.setrlimit(NUMBERS[name], (_signed(pair[0]), _signed(pair[1])))
         if _get(NUMBERS[name]) != pair:
             raise PermissionError(errno.EPERM, f"{name} is not {pair}: {os.strerror(errno.EPERM)}")

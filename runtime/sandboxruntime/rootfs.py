@@ -31,7 +31,14 @@ from sandboxruntime.syscalls import (
     UmountFlag,
 )
 
-__all__ = ["OVERLAY_OPTIONS", "MountFactory", "acting_as", "is_allowed", "overlay_options"]
+__all__ = [
+    "OVERLAY_OPTIONS",
+    "Bundle",
+    "MountFactory",
+    "acting_as",
+    "is_allowed",
+    "overlay_options",
+]
 
 # An imported upper directory may carry redirect or metacopy marks; none is ever followed,
 # whatever the Linux configuration's defaults are (filesystems/overlayfs.rst).
@@ -68,6 +75,15 @@ class _Overlay:
     users: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Where a container's mounts are for another runtime: its root, and its binds in order."""
+
+    directory: str
+    rootfs: str
+    binds: tuple[str, ...]
+
+
 class MountFactory:
     """Owner of every mount that the launcher makes before a container exists.
 
@@ -80,7 +96,7 @@ class MountFactory:
         self._overlays: OrderedDict[tuple[Rootfs, tuple[IdMapping, ...]], _Overlay] = OrderedDict()
         self._namespaces: OrderedDict[tuple[IdMapping, ...], int] = OrderedDict()
         os.makedirs(staging, mode=0o700, exist_ok=True)
-        syscalls.mount("tmpfs", staging, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0700")
+        syscalls.mount("tmpfs", staging, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0711")
         # Where every child attaches its root, in its own copy of this mount namespace.
         self.attach_point = self._new_directory()
 
@@ -161,6 +177,25 @@ class MountFactory:
                 hint="Keep notebooks on ext4, xfs, btrfs or tmpfs, or use a newer Linux.",
             ) from exc
         return fd
+
+    @contextlib.contextmanager
+    def bundle(self, root_fd: int, bind_fds: list[int]) -> Iterator[Bundle]:
+        """A directory in which another runtime finds the mounts, for as long as it needs them.
+
+        The ids of the container must be able to walk there; only this mount namespace has it.
+        """
+        with contextlib.ExitStack() as stack:
+            directory = self._new_directory(0o711)
+            stack.callback(shutil.rmtree, directory)
+            places = []
+            for index, fd in enumerate((root_fd, *bind_fds)):
+                places.append(f"{directory}/{index}")
+                os.mkdir(places[-1])
+                syscalls.move_mount(
+                    fd, "", syscalls.AT_FDCWD, places[-1], MoveMountFlag.F_EMPTY_PATH
+                )
+                stack.callback(syscalls.umount2, places[-1], UmountFlag.DETACH)
+            yield Bundle(directory, places[0], tuple(places[1:]))
 
     def _refuse_shared_upper(self, rootfs: Rootfs) -> None:
         # Two live overlays on one upper directory are undefined behaviour (overlayfs.rst).
@@ -263,10 +298,11 @@ class MountFactory:
         syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
         os.rmdir(overlay.mount_point)
 
-    def _new_directory(self) -> str:
+    def _new_directory(self, mode: int = 0o700) -> str:
         self._serial += 1
         path = f"{self._staging}/{self._serial}"
-        os.mkdir(path, 0o700)
+        os.mkdir(path)
+        os.chmod(path, mode)
         return path
 
 

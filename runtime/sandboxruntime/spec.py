@@ -23,6 +23,7 @@ __all__ = [
     "UNMASKED_PROC",
     "Bind",
     "Credentials",
+    "Executor",
     "IdMapping",
     "Process",
     "Rootfs",
@@ -129,6 +130,19 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Executor:
+    """Another OCI runtime that makes the container; None in a spec is this package itself.
+
+    `program` is its name. Pid 1 is ours there, too: it is run by the image's interpreter `python`,
+    and finds this package in the directory `packages` inside, which a bind has to put there.
+    """
+
+    program: str
+    python: str
+    packages: str
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """One container. `cgroups_path` is relative to the root of every cgroup hierarchy.
 
@@ -156,6 +170,7 @@ class Spec:
     writable: tuple[str, ...] = ()
     seccomp_profile: str = "notebook"
     zygote: bool = False
+    executor: Executor | None = None
 
 
 def to_json(value: Any) -> Any:

@@ -8,7 +8,9 @@ import re
 from sandboxruntime.errors import SpecError
 from sandboxruntime.spec import Spec
 
-__all__ = ["validate"]
+__all__ = ["EXECUTORS", "validate"]
+
+EXECUTORS = ("runc",)  # programs that make a container of an OCI bundle
 
 _CONTAINER_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]{0,62}\Z")
@@ -40,6 +42,7 @@ def validate(spec: Spec) -> None:
         for name in bind.masked:
             if name.startswith("/") or ".." in name.split("/"):
                 raise SpecError(f"masked path {name!r} leaves the bind", field="binds.masked")
+    _validate_executor(spec)
     for path in (*spec.masked_paths, *spec.read_only_paths, *spec.writable):
         _validate_absolute(path, "paths")
     for name, value in (("shm_bytes", spec.shm_bytes), ("tmp_bytes", spec.tmp_bytes)):
@@ -69,6 +72,22 @@ def _validate_ids(spec: Spec) -> None:
                 )
     if spec.process.uid == 0:
         raise SpecError("the process must not be uid 0 inside", field="process.uid")
+
+
+def _validate_executor(spec: Spec) -> None:
+    executor = spec.executor
+    if executor is None:
+        return
+    if executor.program not in EXECUTORS:
+        raise SpecError(
+            f"executor {executor.program!r} is not one of {', '.join(EXECUTORS)}", field="executor"
+        )
+    if spec.zygote:
+        raise SpecError("a zygote's executor is this package itself", field="executor")
+    for path in (executor.python, executor.packages):
+        _validate_absolute(path, "executor")
+    if executor.packages not in {posixpath.dirname(bind.destination) for bind in spec.binds}:
+        raise SpecError(f"no bind is below {executor.packages}", field="executor.packages")
 
 
 def _validate_rootfs(spec: Spec) -> None:

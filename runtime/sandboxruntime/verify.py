@@ -8,6 +8,7 @@ the caller kills the container.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.errors import VerifyError
 from sandboxruntime.mounts import DEVICES, Attach, FileSystem, plan_mounts
 from sandboxruntime.namespaces import render_map
-from sandboxruntime.spec import IdMapping, Spec
+from sandboxruntime.spec import HAND_OVER_DIR, IdMapping, Spec
 
 __all__ = [
     "NAMESPACES",
@@ -264,6 +265,12 @@ def _parse_mountinfo(text: str) -> list[_Mount]:
     return mounts
 
 
+@functools.cache
+def _has_entry(path: str) -> bool:
+    """Whether every /proc of this Linux has this entry; paths elsewhere may be missing inside."""
+    return path.startswith("/proc/") and os.path.lexists(path)
+
+
 def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     mounts = _parse_mountinfo(facts.mountinfo)
     if not mounts or mounts[0].point != "/" or mounts[0].fstype != "overlay":
@@ -274,13 +281,16 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     for operation in plan_mounts(spec):
         if isinstance(operation, FileSystem | Attach):
             expected.add(operation.destination)
+    if spec.executor is not None:
+        expected.add(HAND_OVER_DIR)  # OCI has no word for a directory, but for a file system
     masks = {
         *spec.masked_paths,
         *spec.read_only_paths,
         *(f"{bind.destination}/{name}" for bind in spec.binds for name in bind.masked),
     }
     points = [mount.point for mount in mounts]
-    missing = expected - set(points)
+    paths = (*spec.masked_paths, *spec.read_only_paths)
+    missing = (expected | {path for path in paths if _has_entry(path)}) - set(points)
     extra = set(points) - expected - masks
     if missing or extra:
         return f"mounts missing {sorted(missing)}, unexpected {sorted(extra)}"

@@ -14,7 +14,7 @@ from sandboxkernel.daemon.images import HOST_REF
 from sandboxkernel.daemon.plan import is_below, python_of
 from sandboxkernel.daemon.zygotes import Key
 from sandboxkernel.errors import RequestError, SandboxError, WorkFolderError
-from sandboxkernel.limits import Profile, Subject
+from sandboxkernel.limits import NATIVE, Profile, Subject
 from sandboxkernel.models import IPYKERNEL, KernelCreate, PythonEnvironment
 from sandboxkernel.python_environment import running_environment
 
@@ -40,7 +40,7 @@ def zygote_key(
 ) -> Key | None:
     """Which zygotes a kernel may be forked from; None: a fresh interpreter."""
     foreign = request.environment is not None and not _is_own(request.environment, profile)
-    if request.argv is not None or foreign:
+    if request.argv is not None or foreign or profile.executor != NATIVE:
         return None
     return Key.of(image_digest, profile, caller)
 

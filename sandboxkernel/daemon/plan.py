@@ -9,12 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxkernel.errors import RequestError, WorkFolderError
-from sandboxkernel.limits import Profile, Subject
+from sandboxkernel.limits import NATIVE, Profile, Subject
 from sandboxkernel.models import CONNECTION_PORTS, IPYKERNEL, KernelCreate, Limits
 from sandboxruntime.cgroup import IoLimit
 from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.handover import FIRST_FD, Payload
-from sandboxruntime.spec import HAND_OVER_DIR, Bind, Credentials, IdMapping, Process, Rootfs, Spec
+from sandboxruntime.spec import (
+    HAND_OVER_DIR,
+    Bind,
+    Credentials,
+    Executor,
+    IdMapping,
+    Process,
+    Rootfs,
+    Spec,
+)
 
 __all__ = [
     "CONNECTION_FILE",
@@ -38,7 +47,7 @@ CONNECTION_FILE = f"{HAND_OVER_DIR}/connection.json"
 GUEST_FILE = f"{HAND_OVER_DIR}/kernel.py"
 MODULE_OPTION = "--sandboxkernel-module="  # read by sandboxruntime.guest.kernel
 ZYGOTE_FILE = f"{HAND_OVER_DIR}/zygote.py"
-ZYGOTE_PACKAGES = "/opt/sandboxkernel"  # in a zygote: where the sandboxruntime package appears
+PACKAGES = "/opt/sandboxkernel"  # inside, where it is needed: what holds sandboxruntime
 ZYGOTE_MEMORY = 2 << 30
 ZYGOTE_PIDS = 64
 CPU_PERIOD_US = 100_000
@@ -58,7 +67,7 @@ class Ground:
     `layers` are directories, lowest first. `hidden` are the entries of the caller's home that
     start with a dot, relative to the work folder. `environment_roots` are where an environment may
     lie beside the profile's work folders. `disk` is the device number of the data directory's disk.
-    `cores` is how many the host has.
+    `cores` is how many the host has, `package` the directory of sandboxruntime on it.
     """
 
     container_id: str
@@ -77,6 +86,7 @@ class Ground:
     disk: tuple[int, int] | None
     cores: int
     environment_roots: tuple[str, ...] = ()
+    package: str = ""
 
 
 def work_folder_of(request: KernelCreate) -> str | None:
@@ -157,6 +167,9 @@ def plan_spec(request: KernelCreate, ground: Ground) -> Spec:
                 allowed=ground.profile.work_folders,
             )
         )
+    executor = _plan_executor(ground)
+    if executor is not None:
+        binds.append(_package_bind(ground.package))
     mapping = (IdMapping(container_id=0, host_id=ground.id_base, size=RANGE_SIZE),)
     limits = ground.limits
     return Spec(
@@ -174,6 +187,7 @@ def plan_spec(request: KernelCreate, ground: Ground) -> Spec:
         shm_bytes=limits.shm_bytes or 64 << 20,
         tmp_bytes=limits.tmp_bytes or 256 << 20,
         writable=(*WRITABLE, *(bind.destination for bind in binds if not bind.read_only)),
+        executor=executor,
     )
 
 
@@ -215,6 +229,22 @@ def python_of(image_labels: Mapping[str, str]) -> str:
     return python
 
 
+def _plan_executor(ground: Ground) -> Executor | None:
+    program = ground.profile.executor
+    if program == NATIVE:
+        return None
+    return Executor(program=program, python=python_of(ground.image_labels), packages=PACKAGES)
+
+
+def _package_bind(package: str) -> Bind:
+    return Bind(
+        source=package,
+        destination=f"{PACKAGES}/{posixpath.basename(package)}",
+        opener=Credentials(uid=0, gid=0),
+        read_only=True,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ZygoteGround:
     """What was allocated for one zygote. `uid` and `gid` are host ids; all zygotes share the gid.
@@ -246,14 +276,7 @@ def plan_zygote_spec(ground: ZygoteGround) -> Spec:
         gid_mappings=(),
         cgroups_path=ground.cgroup,
         limits=CgroupLimits(memory_bytes=ZYGOTE_MEMORY, swap_bytes=0, pids=ZYGOTE_PIDS),
-        binds=(
-            Bind(
-                source=ground.package,
-                destination=f"{ZYGOTE_PACKAGES}/{posixpath.basename(ground.package)}",
-                opener=Credentials(uid=0, gid=0),
-                read_only=True,
-            ),
-        ),
+        binds=(_package_bind(ground.package),),
         seccomp_profile="zygote",
         zygote=True,
     )
@@ -264,7 +287,7 @@ def plan_zygote_payload(ground: ZygoteGround, guest_source: str) -> Payload:
     return Payload(
         argv=[
             python_of(ground.image_labels), ZYGOTE_FILE, str(FIRST_FD), str(FIRST_FD + 1),
-            ZYGOTE_PACKAGES, *ground.profile.preload,
+            PACKAGES, *ground.profile.preload,
         ],
         # One thread, so that BLAS makes no pool; a kernel gets its number after the fork.
         env=_environment(ground.image_env, 1, ground.profile.env),

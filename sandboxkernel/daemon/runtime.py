@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+import sandboxruntime
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxruntime.cgroup import Layout
 
@@ -14,7 +16,8 @@ __all__ = ["Runtime"]
 class Runtime:
     """The launcher and facts of the host.
 
-    `guest_source` is the program that runs inside. `host_filters` is how many seccomp filters
+    `guest_source` is the program that runs inside, `package` the directory of sandboxruntime.
+    `host_filters` is how many seccomp filters
     the daemon itself is under, which everything it starts inherits.
     """
 
@@ -23,3 +26,4 @@ class Runtime:
     host_namespaces: dict[str, int]
     guest_source: str
     host_filters: int
+    package: str = os.path.dirname(os.path.abspath(sandboxruntime.__file__))

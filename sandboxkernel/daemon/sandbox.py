@@ -34,6 +34,7 @@ from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
 from sandboxkernel.daemon.zygotes import Claim, Key, Zygotes
 from sandboxkernel.errors import KernelNotRunning, LauncherLost, SandboxError
+from sandboxkernel.limits import NATIVE
 from sandboxkernel.models import ExitInfo, KernelCreate, Limits
 from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.channel import close_fds
@@ -228,7 +229,9 @@ class Sandbox:
         claim = self.zygotes.claim(self.zygote_key, spares=self.spares)
         if claim is None:
             reason = self.zygotes.why_none(self.zygote_key)
-            if self.zygote_key is None and self.request.environment is not None:
+            if self.ground.profile.executor != NATIVE:
+                reason = f"containers of {self.ground.profile.executor} have no zygote"
+            elif self.zygote_key is None and self.request.environment is not None:
                 reason = "no zygote has its environment's kernel"
         else:
             self._claim = claim
@@ -279,7 +282,9 @@ class Sandbox:
             handover.theirs.close()
             self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
             self.start_path = reply["path"]
-            filters = self.runtime.host_filters + (1 if reply["path"] == "cold" else 2)
+            # A zygote's child has the zygote's too, a container of another runtime the latter's.
+            alone = reply["path"] == "cold" and spec.executor is None
+            filters = self.runtime.host_filters + (1 if alone else 2)
             cgroup = Cgroup.attach(self.runtime.layout, spec.cgroups_path)
 
             def judge(facts: Facts) -> None:

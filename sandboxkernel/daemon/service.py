@@ -220,6 +220,7 @@ class Kernels:
                 environment_roots=own_folders(),
                 disk=self._disk_for(limits),
                 cores=os.cpu_count() or 1,
+                package=self.runtime.package,
             )
         except BaseException:
             self._journal.forget(sandbox_id)

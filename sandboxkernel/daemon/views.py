@@ -40,6 +40,7 @@ def kernel_model(sandbox: Sandbox, *, detail: bool = False) -> Kernel:
         confinement=_confinement(process.facts) if detail and process else None,
         start_path=sandbox.start_path,
         cold_reason=sandbox.cold_reason,
+        executor=sandbox.ground.profile.executor,
         timings_ms=sandbox.timings,
     )
 

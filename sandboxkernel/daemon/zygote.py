@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import sandboxruntime
 from sandboxkernel.daemon.handover import HandOver, Peer
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Started
 from sandboxkernel.daemon.logs import LogBuffer
@@ -104,7 +103,7 @@ class ZygoteStart:
             image_env=image.environment,
             image_labels=image.labels,
             profile=profile,
-            package=os.path.dirname(os.path.abspath(sandboxruntime.__file__)),
+            package=self.runtime.package,
         )
         control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         zygote.ready, ready_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

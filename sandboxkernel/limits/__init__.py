@@ -4,6 +4,7 @@ from sandboxkernel.limits.clamp import BOUNDS, check_wish, clamp, most
 from sandboxkernel.limits.grants import Grant, Subject, granted, parse_grants
 from sandboxkernel.limits.profiles import (
     DEFAULT_PROFILE,
+    NATIVE,
     Profile,
     ProfileMount,
     parse_limits,
@@ -13,6 +14,7 @@ from sandboxkernel.limits.profiles import (
 __all__ = [
     "BOUNDS",
     "DEFAULT_PROFILE",
+    "NATIVE",
     "Grant",
     "Profile",
     "ProfileMount",

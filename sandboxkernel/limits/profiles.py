@@ -26,7 +26,15 @@ from sandboxkernel.limits.clamp import check_wish, clamp
 from sandboxkernel.models import PROFILE_PATTERN, IoLimit, Limits
 from sandboxkernel.units import parse_size
 
-__all__ = ["DEFAULT_PROFILE", "Profile", "ProfileMount", "parse_limits", "parse_profiles"]
+__all__ = [
+    "DEFAULT_PROFILE",
+    "EXECUTORS",
+    "NATIVE",
+    "Profile",
+    "ProfileMount",
+    "parse_limits",
+    "parse_profiles",
+]
 
 MIB = 1 << 20
 # What a kernel gets when nobody configured anything: enough for a course, not for a machine.
@@ -73,6 +81,9 @@ class Profile:
     `zygote` says who shares the prepared process from which kernels are forked: all users of
     the profile ("profile"), nobody ("user": one for each), or that there is none ("off").
     `preload` are modules that it imports ahead, `spares` how many kernels at most are forked ahead.
+
+    `executor` is what makes the containers: "native", or another OCI runtime that is installed,
+    with the same limits and confinement, and no zygote.
     """
 
     name: str
@@ -88,8 +99,11 @@ class Profile:
     zygote: str = "profile"
     preload: tuple[str, ...] = ()
     spares: int = SPARES_DEFAULT
+    executor: str = "native"
 
 
+NATIVE = "native"
+EXECUTORS = (NATIVE, "runc")
 DEFAULT_PROFILE = Profile(name="default", description="Sandboxed Python")
 
 
@@ -170,6 +184,7 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
         zygote=_choice(raw, "zygote", ("profile", "user", "off"), where),
         preload=preload,
         spares=spares,
+        executor=_choice(raw, "executor", EXECUTORS, where),
     )
 
 

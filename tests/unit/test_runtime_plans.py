@@ -19,6 +19,8 @@ from sandboxruntime.mounts import Attach, Mask, plan_mounts
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.rootfs import is_allowed, overlay_options
 from sandboxruntime.spec import (
+    MASKED_PATHS,
+    READ_ONLY_PATHS,
     Bind,
     Credentials,
     IdMapping,
@@ -174,8 +176,11 @@ MOUNTINFO = "\n".join(
     f"1 1 0:1 / {point} rw,nosuid,nodev - {'overlay' if point == '/' else 'tmpfs'} x rw"
     for point in ["/", "/proc", "/dev", "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
                   "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run",
-                  "/srv/work"]
+                  "/srv/work", *MASKED_PATHS]
 )  # fmt: skip
+MOUNTINFO += "".join(
+    f"\n1 1 0:1 / {point} ro,nosuid,nodev - proc x rw" for point in READ_ONLY_PATHS
+)
 GOOD = Facts(
     namespaces=dict.fromkeys(NAMESPACES, 2),
     status={
@@ -215,6 +220,9 @@ def test_a_confined_process_passes() -> None:
         ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / /host rw - ext4 x rw"}),
         ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw,nosuid", " / / rw")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("/dev/shm", "/dev/shn")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/kmsg", "/proc/acpi")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/acpi ro")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/sys rw")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("nodev - tmpfs", "nodev shared:3 - tmpfs")}),
     ],
 )  # fmt: skip

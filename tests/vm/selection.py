@@ -17,6 +17,7 @@ WHOLE = (
     "tests/integration/test_zygotes.py",
     "tests/integration/test_two_users.py",
     "tests/integration/test_faults.py",
+    "tests/integration/test_executors.py",
     "tests/integration/test_confinement_primitives.py",
     "tests/escape/test_attacks.py",
     "tests/escape/test_surroundings.py",

@@ -64,13 +64,19 @@ def plan_memory(
     return writes
 
 
+def cpu_shares(weight: int) -> int:
+    """The cpu.shares, 2 to 262144, of a cpu.weight: 1024 for 100, as Linux itself converts.
+
+    kernel/sched/core.c, sched_weight_from_cgroup().
+    """
+    return max(2, min(262_144, round(weight * 1024 / 100)))
+
+
 def plan_cpu(limits: Limits, *, reset: bool) -> list[Write]:
     """Plan CPU weight and quota; `reset` also writes "uncapped" where nothing is asked."""
     writes = []
     if limits.cpu_weight is not None or reset:
-        # The kernel's own conversion, sched_weight_from_cgroup(): weight 100 is 1024 shares.
-        # cpu.shares takes 2..262144.
-        shares = str(max(2, min(262_144, round((limits.cpu_weight or 100) * 1024 / 100))))
+        shares = str(cpu_shares(limits.cpu_weight or 100))
         writes.append(Write("cpu", "cpu.shares", shares, shares))
     if limits.cpu_quota_us is not None or reset:
         period, quota = str(limits.cpu_period_us), str(limits.cpu_quota_us or -1)
