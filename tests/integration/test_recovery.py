@@ -58,12 +58,13 @@ def stop_daemon(daemon: RunningDaemon) -> None:
     daemon.start()
 
 
+PROFILES = 'c.SandboxKernelDaemon.profiles = {"by-runc": {"executor": "runc"}}\n'
 CRASHES = [kill_daemon, kill_launcher, kill_both, stop_daemon]
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[RunningDaemon]:
-    with running_daemon() as daemon:
+    with running_daemon(PROFILES) as daemon:
         warm_up(daemon)
         yield daemon
 
@@ -87,12 +88,16 @@ def warm(daemon: RunningDaemon) -> contextlib.AbstractContextManager[Kernel]:
     return sandbox(daemon, as_kernel=True)
 
 
+def by_runc(daemon: RunningDaemon) -> contextlib.AbstractContextManager[Kernel]:
+    return sandbox(daemon, as_kernel=True, profile="by-runc")
+
+
 def program(daemon: RunningDaemon) -> contextlib.AbstractContextManager[Kernel]:
     return sandbox(daemon)
 
 
 @pytest.mark.parametrize("crash", CRASHES)
-@pytest.mark.parametrize("make", [cold, warm, program])
+@pytest.mark.parametrize("make", [cold, warm, by_runc, program])
 def test_what_runs_runs_on_and_everything_works(
     own: RunningDaemon, make: Callable[[RunningDaemon], Any], crash: Crash
 ) -> None:
