@@ -168,10 +168,15 @@ def running_daemon(
         shutil.rmtree(run_dir)
 
 
-def warm_up(daemon: RunningDaemon, profile: str | None = None) -> Zygote:
-    """Start a kernel of a profile, and wait for the zygote that it calls for and for its spare."""
+def warm_up(daemon: RunningDaemon, profile: str | None = None) -> Zygote | None:
+    """Start a kernel of a profile, and wait for the zygote that it calls for and for its spare.
+
+    None where every profile has its containers made by another executor: those have no zygotes.
+    """
     with sandbox(daemon, as_kernel=True, profile=profile):
         pass
+    if EXECUTOR != "native":
+        return None
     domain = profile or "default"
 
     def ready() -> Zygote | None:
