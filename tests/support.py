@@ -23,6 +23,7 @@ from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits, Zygote
 from sandboxruntime.cgroup import read_layout
+from sandboxruntime.cgroup.layout import parse_others
 
 ROOT = Path(__file__).resolve().parents[1]
 MUST_RUN = bool(os.environ.get("SANDBOXKERNEL_TESTS_MUST_RUN"))
@@ -287,8 +288,10 @@ def _of_another_session(cgroups: str) -> bool:
 
 
 def _cgroup_parents() -> list[Path]:
-    """Ours, in every hierarchy that is mounted."""
-    points = set(read_layout().hierarchies().values())
+    """Ours, in every hierarchy that is mounted: other executors use more of them than we do."""
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    layout = read_layout()
+    points = {*layout.hierarchies().values(), *parse_others(mountinfo, layout)}
     return [path for point in sorted(points) if (path := Path(point) / CGROUP_PARENT).is_dir()]
 
 

@@ -252,7 +252,7 @@ def _have_made(
 ) -> tuple[int, int]:
     """Pid 1 in a container that another runtime makes; its pid and pidfd."""
     with timer.step(Step.CLONE):
-        undo.callback(oci.forget, host.oci_state, context.spec.container_id)
+        undo.callback(oci.forget, host.oci_state, context.spec.container_id, cgroup)
         pid, pidfd = oci.run(host.mounts, host.oci_state, context, cgroup)
         undo.callback(end, pidfd)
     return pid, pidfd
@@ -413,7 +413,7 @@ def delete(host: Host, container: Container) -> None:
     end(container.pidfd)
     os.close(container.exit_fd)
     if container.spec.executor is not None:
-        oci.forget(host.oci_state, container.spec.container_id)
+        oci.forget(host.oci_state, container.spec.container_id, container.cgroup)
     container.cgroup.remove()
     host.mounts.release_rootfs(container.spec)
 

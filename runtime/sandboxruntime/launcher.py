@@ -145,8 +145,9 @@ class Launcher:
         if (known := self._containers.get(message["container_id"])) is not None:
             self._delete(known)
         else:  # one that a former launcher was making
-            containers.remove_cgroup(Cgroup(self._host.layout, message["cgroups_path"]))
-            oci.forget(self._host.oci_state, message["container_id"])
+            cgroup = Cgroup(self._host.layout, message["cgroups_path"])
+            containers.remove_cgroup(cgroup)
+            oci.forget(self._host.oci_state, message["container_id"], cgroup)
 
     def _forget(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> Message:
         return {"released": self._host.mounts.forget(message["upper"])}

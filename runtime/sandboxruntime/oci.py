@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 from sandboxruntime import rlimits, syscalls
-from sandboxruntime.cgroup import Cgroup
+from sandboxruntime.cgroup import Cgroup, remove_from_others
 from sandboxruntime.errors import HostError, SetupError
 from sandboxruntime.identity import check_identity
 from sandboxruntime.init import Context
@@ -99,8 +99,12 @@ def run(mounts: MountFactory, state: str, context: Context, cgroup: Cgroup) -> t
     return pid, pidfd
 
 
-def forget(state: str, container_id: str) -> None:
-    """End what a runtime still has of a container, and remove its records. Idempotent."""
+def forget(state: str, container_id: str, cgroup: Cgroup) -> None:
+    """End what a runtime still has of a container, and remove its records. Idempotent.
+
+    What it made of `cgroup` in hierarchies that are not ours goes, too: one that was killed while
+    it made a container has no record of that.
+    """
     for name in EXECUTORS:
         root = _root(state, name)
         records = f"{root}/{container_id}"
@@ -117,6 +121,7 @@ def forget(state: str, container_id: str) -> None:
         with contextlib.suppress(OSError):  # others are there
             os.rmdir(root)
             os.rmdir(state)
+    remove_from_others(cgroup.layout, cgroup.path)
 
 
 def _root(state: str, program: str) -> str:

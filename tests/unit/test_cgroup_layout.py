@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxruntime.cgroup.layout import Mode, check_path, parse_layout
+from sandboxruntime.cgroup.layout import Mode, check_path, parse_layout, parse_others
 from sandboxruntime.errors import HostError, SpecError
 
 V1 = """\
@@ -55,3 +55,17 @@ def test_unsafe_paths_are_refused(path: str) -> None:
 
 def test_safe_paths_are_returned() -> None:
     assert check_path("sandboxkernel/1000/ab12cd") == "sandboxkernel/1000/ab12cd"
+
+
+def test_other_hierarchies_are_those_without_a_directory_of_ours() -> None:
+    mountinfo = "\n".join(
+        f"{n} 1 0:{n} {root} /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}"
+        for n, (name, root) in enumerate(
+            [("memory", "/"), ("cpuset", "/"), ("name=systemd", "/"), ("perf_event", "/sub")], 30
+        )
+    )
+    layout = parse_layout(mountinfo, "")
+    assert parse_others(mountinfo, layout) == [
+        "/sys/fs/cgroup/cpuset",
+        "/sys/fs/cgroup/name=systemd",
+    ]

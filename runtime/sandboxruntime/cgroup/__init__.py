@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sandboxruntime.cgroup.disk import block_device_of
 from sandboxruntime.cgroup.group import Cgroup, create_parent
-from sandboxruntime.cgroup.layout import Layout, Mode, parse_layout, read_layout
+from sandboxruntime.cgroup.layout import Layout, Mode, parse_layout, read_layout, remove_from_others
 from sandboxruntime.cgroup.limits import Check, IoLimit, Limits, Usage, Write
 from sandboxruntime.cgroup.plan import plan_devices, plan_parent_writes, plan_writes
 
@@ -27,4 +27,5 @@ __all__ = [
     "plan_parent_writes",
     "plan_writes",
     "read_layout",
+    "remove_from_others",
 ]

@@ -17,7 +17,9 @@ __all__ = [
     "Mode",
     "check_path",
     "parse_layout",
+    "parse_others",
     "read_layout",
+    "remove_from_others",
 ]
 
 # Linux, Documentation/admin-guide/cgroup-v1. Super block options hold other words too ("rw",
@@ -130,6 +132,37 @@ def parse_layout(mountinfo: str, v2_controllers: str) -> Layout:
         )
     offered = frozenset(v2_controllers.split()) if v2 is not None else frozenset()
     return Layout(mode=mode, v1=MappingProxyType(v1), v2=v2, v2_controllers=offered)
+
+
+def parse_others(mountinfo: str, layout: Layout) -> list[str]:
+    """Where hierarchies are mounted in which a sandbox has no directory: cpuset, name=systemd."""
+    used = set(layout.hierarchies().values())
+    others = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        if right.startswith("cgroup ") and fields[3] == "/" and _unescape(fields[4]) not in used:
+            others.append(_unescape(fields[4]))
+    return others
+
+
+def remove_from_others(layout: Layout, path: str) -> None:
+    """Remove what another runtime made of cgroup `path` in hierarchies that are not ours.
+
+    Parents go, too, once they are empty. Kills nothing; what still holds a process stays.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        others = parse_others(file.read(), layout)
+    for mount_point in others:
+        name = check_path(path)
+        while name:
+            try:
+                os.rmdir(f"{mount_point}/{name}")
+            except FileNotFoundError:
+                pass
+            except OSError:  # another's
+                break
+            name = name.rpartition("/")[0]
 
 
 def read_layout() -> Layout:
