@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 import struct
 import time
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 from sandboxruntime import capabilities, oci, seccomp, syscalls
 from sandboxruntime.cgroup import Cgroup, Layout
-from sandboxruntime.errors import ContainerError, SetupError
+from sandboxruntime.errors import ContainerError
 from sandboxruntime.handover import become_program
 from sandboxruntime.init import (
     CREATE_STEPS,
@@ -32,6 +31,7 @@ from sandboxruntime.init import (
 from sandboxruntime.namespaces import NAMESPACES, write_id_maps
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec
+from sandboxruntime.status import await_status, setup_error
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag
 from sandboxruntime.validate import validate
@@ -39,7 +39,6 @@ from sandboxruntime.zygote import Spare, Zygote, end
 
 __all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit", "remove_cgroup"]
 
-STATUS_TOTAL_MAX = 65536  # bytes
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
 FORK_DEADLINE_S = 4.0  # a child of a zygote's that takes longer: a cold start is sooner there
 
@@ -107,12 +106,8 @@ class _Timer:
         except ContainerError:
             raise
         except OSError as exc:
-            raise _setup_error(step, exc.errno or 0, str(exc)) from exc
+            raise setup_error(step, exc.errno or 0, str(exc)) from exc
         self.timings[step] = (time.monotonic() - started) * 1000
-
-
-def _setup_error(step: str, code: int, message: str) -> SetupError:
-    return SetupError(f"setup failed at {step}: {message}", step=Step(step), errno=code)
 
 
 class _Pipe:
@@ -194,9 +189,7 @@ def create(
             pid, pidfd = _order(source, birth, context, timer, undo)
         status.close_write()
         ending.close_write()
-        timings = _await_status(
-            status.read, SETUP_DEADLINE_S if source is None else FORK_DEADLINE_S
-        )
+        timings = await_status(status.read, SETUP_DEADLINE_S if source is None else FORK_DEADLINE_S)
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
         return Container(
@@ -331,7 +324,7 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
         status.close_write()
         ending.close_write()
         try:
-            _await_status(status.read, SETUP_DEADLINE_S)
+            await_status(status.read, SETUP_DEADLINE_S)
         except BaseException:
             end(pidfd)
             raise
@@ -369,36 +362,6 @@ def _wait_for_joined(context: Context, child: int) -> NoReturn:
         os.write(context.exit_fd, struct.pack("i", status))
     finally:
         os._exit(0)
-
-
-def _await_status(status_fd: int, limit_s: float) -> dict[str, float]:
-    """Wait for the word of all who hold the pipe: timings, or a failure raised as SetupError.
-
-    They may be children of a zygote, so nothing that comes here is trusted to make sense.
-    """
-    deadline = time.monotonic() + limit_s
-    data = b""
-    poll = select.poll()  # select(2) knows no descriptor above 1023
-    poll.register(status_fd, select.POLLIN)
-    while len(data) < STATUS_TOTAL_MAX:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _setup_error(Step.CLONE, 110, f"no answer within {limit_s:g} s")
-        chunk = os.read(status_fd, 65536)
-        if not chunk:
-            break
-        data += chunk
-    try:
-        records = [json.loads(line) for line in data.splitlines()]
-        failures = [record for record in records if "step" in record]
-        timings = [record["timings"] for record in records if "timings" in record]
-        if not failures and timings:
-            return {str(step): float(ms) for step, ms in timings[0].items()}
-        if failures:
-            first = failures[0]
-            raise _setup_error(Step(first["step"]), int(first["errno"]), first["message"])
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise _setup_error(Step.CLONE, 0, f"the process said {data[:200]!r}") from exc
-    raise _setup_error(Step.CLONE, 0, "the process ended without a word (out of memory?)")
 
 
 def read_exit(exit_fd: int) -> int | None:
