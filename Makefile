@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-vm bench bench-peers bench-scale soak crashes docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker test-vm bench bench-peers bench-scale soak crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -75,6 +75,10 @@ test: check $(BROWSER_STAMP) ## Everything
 test-runc: $(TEST_STAMP) ## The lanes again, in containers that runc makes
 	SANDBOXKERNEL_TEST_EXECUTOR=runc SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest \
 	  tests/integration tests/escape tests/conformance -q
+
+test-docker: $(TEST_STAMP) ## Docker drives the OCI command line, beside runc
+	sh tools/apt-install.sh docker.io
+	$(BIN)/python -m pytest tests/docker -q
 
 test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine that systemd runs
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86

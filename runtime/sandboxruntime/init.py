@@ -31,9 +31,10 @@ from typing import NoReturn
 from sandboxruntime import capabilities, landlock, rlimits, seccomp, syscalls
 from sandboxruntime.handover import become_program
 from sandboxruntime.mounts import apply_mounts, plan_masks, plan_mounts
+from sandboxruntime.namespaces import bring_up_loopback, pivot_to
 from sandboxruntime.spec import Spec
 from sandboxruntime.steps import Step
-from sandboxruntime.syscalls import CloneFlag, MountFlag, UmountFlag
+from sandboxruntime.syscalls import CloneFlag, MountFlag
 
 __all__ = [
     "CREATE_STEPS",
@@ -56,7 +57,6 @@ PR_SET_NO_NEW_PRIVS = 38
 REPORT_AGAIN_S = 0.1
 FIONREAD = 0x541B  # asm-generic/ioctls.h: bytes in a pipe
 STATUS_BYTES_MAX = 4000  # one write to a pipe of up to PIPE_BUF bytes is atomic
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 _FORWARDED = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -149,13 +149,13 @@ def join_keyring() -> None:
 
 def begin_session(context: Context) -> None:
     """A session of its own, and nothing inherited of masks and handlers."""
-    os.setsid()
-    default_signals(context)
-
-
-def default_signals(context: Context) -> None:
-    """Nothing inherited of the mask of files' modes and of signals' handlers."""
     del context
+    os.setsid()
+    default_signals()
+
+
+def default_signals() -> None:
+    """Nothing inherited of the mask of files' modes and of signals' handlers."""
     os.umask(0o022)
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)
@@ -173,14 +173,7 @@ def _masks(context: Context) -> None:
 
 
 def _pivot(context: Context) -> None:
-    os.fchdir(context.root_fd)
-    # pivot_root(2), "pivot_root(".", ".")": the old root is stacked below the new one, so that
-    # no directory for it is needed, and "." still names it for the umount.
-    syscalls.pivot_root(".", ".")
-    syscalls.umount2(".", UmountFlag.DETACH)
-    os.chdir("/")
-    if os.getcwd() != "/":
-        raise OSError(errno.EXDEV, f"working directory is {os.getcwd()}, not the new root")
+    pivot_to(context.root_fd)
 
 
 def _hostname(context: Context) -> None:
@@ -189,11 +182,7 @@ def _hostname(context: Context) -> None:
 
 def _loopback(context: Context) -> None:
     del context
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        request = struct.pack("16sH14x", b"lo", 0)
-        reply = fcntl.ioctl(sock, SIOCGIFFLAGS, request)
-        flags = struct.unpack_from("H", reply, 16)[0]
-        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+    bring_up_loopback()
 
 
 def _rlimits(context: Context) -> None:

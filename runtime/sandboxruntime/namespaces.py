@@ -1,16 +1,30 @@
-"""User namespaces: id maps written from outside, and holders for idmapped mounts."""
+"""Namespaces: id maps written from outside, holders for idmapped mounts, the root, the loopback."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import socket
+import struct
 from collections.abc import Iterable
 
 from sandboxruntime import syscalls
 from sandboxruntime.spec import IdMapping
-from sandboxruntime.syscalls import CloneFlag
+from sandboxruntime.syscalls import CloneFlag, UmountFlag
 
-__all__ = ["NAMESPACES", "make_user_namespace", "render_map", "write_id_maps", "write_kernel_file"]
+__all__ = [
+    "NAMESPACES",
+    "bring_up_loopback",
+    "make_user_namespace",
+    "pivot_to",
+    "render_map",
+    "write_id_maps",
+    "write_kernel_file",
+]
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 # Of every container, made in one clone3(2); the cgroup namespace follows when it is in its cgroup.
 NAMESPACES = (
@@ -71,3 +85,24 @@ def make_user_namespace(
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         os.close(pidfd)
+
+
+def pivot_to(root_fd: int) -> None:
+    """Make an attached mount the root of this process, and detach the former one."""
+    os.fchdir(root_fd)
+    # pivot_root(2), "pivot_root(".", ".")": the old root is stacked below the new one, so that
+    # no directory for it is needed, and "." still names it for the umount.
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", UmountFlag.DETACH)
+    os.chdir("/")
+    if os.getcwd() != "/":
+        raise OSError(errno.EXDEV, f"working directory is {os.getcwd()}, not the new root")
+
+
+def bring_up_loopback() -> None:
+    """Set IFF_UP on lo (netdevice(7)): a new network namespace has it down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        reply = fcntl.ioctl(sock, SIOCGIFFLAGS, request)
+        flags = struct.unpack_from("H", reply, 16)[0]
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))

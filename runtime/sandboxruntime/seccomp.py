@@ -25,13 +25,17 @@ from sandboxruntime.syscall_numbers import NUMBERS
 
 __all__ = [
     "AUDIT_ARCH",
+    "Code",
     "Condition",
+    "Instruction",
     "Profile",
     "Rule",
+    "assemble",
     "compile_filter",
     "install",
     "load_profile",
     "parse_profile",
+    "program_of",
 ]
 
 # EM_X86_64 and EM_AARCH64, each with __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE.
@@ -61,8 +65,10 @@ _MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
 _MAX_SHORT_JUMP: Final = 255  # jt and jf are 8 bits wide
 _FLAG_TSYNC: Final = 1  # SECCOMP_FILTER_FLAG_TSYNC
 _U32: Final = 0xFFFFFFFF
+_X32_BIT: Final = 0x40000000  # arch/x86/include/uapi/asm/unistd.h, __X32_SYSCALL_BIT
 
-_Code = list[tuple[int, int, int, int]]
+Instruction = tuple[int, int, int, int]
+Code = list[Instruction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,7 @@ def _condition(entry: Mapping[str, Any]) -> Condition:
 
 @functools.lru_cache(maxsize=8)
 def _compile(name: str, default: int, calls: tuple[Any, ...], machine: str) -> bytes:
-    return _assemble(_program(default, dict(calls), machine))
+    return assemble(_program(default, dict(calls), machine))
 
 
 def compile_filter(profile: Profile, machine: str) -> bytes:
@@ -191,17 +197,34 @@ def compile_filter(profile: Profile, machine: str) -> bytes:
     return _compile(profile.name, profile.default, tuple(profile.calls.items()), machine)
 
 
-def _program(default: int, calls: Mapping[str, tuple[Rule, ...]], machine: str) -> _Code:
+def _program(default: int, calls: Mapping[str, tuple[Rule, ...]], machine: str) -> Code:
     numbers = NUMBERS[machine]
-    by_number = {numbers[call]: rules for call, rules in calls.items() if call in numbers}
-    fallback = (Rule(default),)
-    # Each leaf answers the numbers from its start to the next leaf's. A number above the last
-    # known one, which is where x86's x32 calls are (bit 30), gets the default.
-    leaves: list[tuple[int, tuple[Rule, ...]]] = [(0, by_number.get(0, fallback))]
-    for number in range(1, max(by_number) + 2):
-        rules = by_number.get(number, fallback)
-        if rules != leaves[-1][1]:
-            leaves.append((number, rules))
+    answers = {
+        numbers[call]: tuple(_answer(rules)) for call, rules in calls.items() if call in numbers
+    }
+    # Numbers above the last known one, where x86's x32 calls are, too, get the default.
+    return program_of(answers, tuple(_answer((Rule(default),))), machine)
+
+
+def program_of(
+    answers: Mapping[int, tuple[Instruction, ...]],
+    fallback: tuple[Instruction, ...],
+    machine: str,
+    *,
+    x32: Instruction | None = None,
+) -> Code:
+    """A search over call numbers whose leaves are `answers`, each of which returns. Pure.
+
+    Numbers without one get the `fallback`; `x32` is what numbers with bit 30 get, if not that.
+    """
+    # Each leaf answers the numbers from its start to the next leaf's.
+    leaves: list[tuple[int, tuple[Instruction, ...]]] = [(0, answers.get(0, fallback))]
+    for number in range(1, max(answers, default=0) + 2):
+        code = answers.get(number, fallback)
+        if code != leaves[-1][1]:
+            leaves.append((number, code))
+    if x32 is not None:
+        leaves.append((_X32_BIT, (x32,)))
     return [
         (_LOAD, 0, 0, _OFFSET_ARCH),
         # Another architecture's numbers mean other calls: int 0x80 must not get around us.
@@ -212,9 +235,9 @@ def _program(default: int, calls: Mapping[str, tuple[Rule, ...]], machine: str) 
     ]
 
 
-def _search(leaves: Sequence[tuple[int, tuple[Rule, ...]]]) -> _Code:
+def _search(leaves: Sequence[tuple[int, tuple[Instruction, ...]]]) -> Code:
     if len(leaves) == 1:
-        return _answer(leaves[0][1])
+        return [*leaves[0][1]]
     middle = len(leaves) // 2
     below, above = _search(leaves[:middle]), _search(leaves[middle:])
     pivot = leaves[middle][0]
@@ -228,24 +251,24 @@ def _search(leaves: Sequence[tuple[int, tuple[Rule, ...]]]) -> _Code:
     ]
 
 
-def _answer(rules: Sequence[Rule]) -> _Code:
-    code: _Code = []
+def _answer(rules: Sequence[Rule]) -> Code:
+    code: Code = []
     for rule in rules:
         code += _rule(rule)
     return code
 
 
-def _rule(rule: Rule) -> _Code:
-    code: _Code = [(_RETURN, 0, 0, rule.action)]
+def _rule(rule: Rule) -> Code:
+    code: Code = [(_RETURN, 0, 0, rule.action)]
     for condition in reversed(rule.when):
         code = [*_test(condition, len(code)), *code]
     return code
 
 
-def _test(condition: Condition, skip: int) -> _Code:
+def _test(condition: Condition, skip: int) -> Code:
     """Fall through if the condition holds, else jump over the `skip` instructions after it."""
     # Little-endian: the low half of an argument comes first.
-    code: _Code = [(_LOAD, 0, 0, _OFFSET_ARGS + 8 * condition.arg)]
+    code: Code = [(_LOAD, 0, 0, _OFFSET_ARGS + 8 * condition.arg)]
     if condition.mask != _U32:
         code.append((_AND, 0, 0, condition.mask))
     if condition.any_bits:
@@ -264,7 +287,11 @@ def _short(length: int) -> int:
     return length
 
 
-def _assemble(code: _Code) -> bytes:
+def assemble(code: Code) -> bytes:
+    """An array of struct sock_filter. Raises SpecError for a program that Linux refuses."""
+    for _, jump_true, jump_false, _ in code:
+        if max(jump_true, jump_false) > _MAX_SHORT_JUMP:
+            raise _bad("a rule is too long")
     if len(code) > _MAX_INSTRUCTIONS:
         raise _bad(f"{len(code)} instructions; Linux takes {_MAX_INSTRUCTIONS}")
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)

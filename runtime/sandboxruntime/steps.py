@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["CHILD_STEPS", "LAUNCHER_STEPS", "Step"]
+__all__ = ["BUNDLE_STEPS", "CHILD_STEPS", "LAUNCHER_STEPS", "Step"]
 
 
 class Step(enum.StrEnum):
@@ -43,6 +43,11 @@ class Step(enum.StrEnum):
     VERIFY = "verify"  # everything above, checked from outside through /proc
     HAND_OVER = "hand_over"  # environment, key and sockets; then exec
 
+    # Of bundles only (sandboxruntime.bundles), which have their own order.
+    HOOKS = "hooks"
+    CONSOLE = "console"
+
 
 LAUNCHER_STEPS = tuple(Step)[: tuple(Step).index(Step.ENTER_CGROUP)]
 CHILD_STEPS = tuple(Step)[tuple(Step).index(Step.ENTER_CGROUP) : tuple(Step).index(Step.VERIFY)]
+BUNDLE_STEPS = (Step.HOOKS, Step.CONSOLE)

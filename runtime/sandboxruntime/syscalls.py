@@ -237,6 +237,7 @@ _setfsuid = _declare_syscall("setfsuid", _uint)
 _setfsgid = _declare_syscall("setfsgid", _uint)
 _open_tree = _declare_syscall("open_tree", _int, _str, _uint)
 _move_mount = _declare_syscall("move_mount", _int, _str, _int, _str, _uint)
+_setdomainname = _declare("setdomainname", ctypes.c_char_p, ctypes.c_size_t)
 _fsopen = _declare_syscall("fsopen", _str, _uint)
 _fsconfig = _declare_syscall("fsconfig", _int, _uint, _str, _pointer, _int)
 _fsmount = _declare_syscall("fsmount", _int, _uint, _uint)
@@ -278,6 +279,12 @@ def prctl(option: int, a2: int = 0, a3: int = 0, a4: int = 0, a5: int = 0) -> in
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
     _pivot_root(_encode(new_root), _encode(put_old), path=new_root)
+
+
+def setdomainname(name: str) -> None:
+    """setdomainname(2)."""
+    data = name.encode()
+    _setdomainname(data, len(data))
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

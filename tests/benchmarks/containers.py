@@ -237,7 +237,7 @@ def merged_rootfs(layers: tuple[Path, ...], target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def dockerd(rootfs: Path) -> Iterator[tuple[str, str]]:
+def dockerd(rootfs: Path, *arguments: str) -> Iterator[tuple[str, str]]:
     """A docker daemon of our own with the root file system imported; yields (host, image).
 
     Raises RuntimeError when it does not start.
@@ -248,7 +248,7 @@ def dockerd(rootfs: Path) -> Iterator[tuple[str, str]]:
         process = subprocess.Popen(
             ["dockerd", "--host", host, "--data-root", str(directory / "data"),
              "--exec-root", str(directory / "exec"), "--pidfile", str(directory / "pid"),
-             "--bridge=none", "--iptables=false", "--ip6tables=false"],
+             "--bridge=none", "--iptables=false", "--ip6tables=false", *arguments],
             stdout=log, stderr=log,
         )  # fmt: skip
     try:

@@ -53,6 +53,8 @@ def simulate(
                 position += k
             case 0x15:
                 position += jump_true if accumulator == k else jump_false
+            case 0x25:
+                position += jump_true if accumulator > k else jump_false
             case 0x35:
                 position += jump_true if accumulator >= k else jump_false
             case 0x45:

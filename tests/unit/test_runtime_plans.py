@@ -30,7 +30,7 @@ from sandboxruntime.spec import (
     from_json,
     to_json,
 )
-from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
+from sandboxruntime.steps import BUNDLE_STEPS, CHILD_STEPS, LAUNCHER_STEPS, Step
 from sandboxruntime.validate import validate
 from sandboxruntime.verify import NAMESPACES, Facts, check
 
@@ -138,7 +138,8 @@ def test_every_step_of_the_child_has_a_function_in_the_enums_order() -> None:
     assert tuple(CREATE_STEPS) == CHILD_STEPS
     assert [s for s in CHILD_STEPS if s in JOIN_STEPS] == list(JOIN_STEPS)
     assert Step.SECCOMP == CHILD_STEPS[-1] == list(JOIN_STEPS)[-1]
-    assert set(LAUNCHER_STEPS) | set(CHILD_STEPS) | {Step.VERIFY, Step.HAND_OVER} == set(Step)
+    last = {Step.VERIFY, Step.HAND_OVER, *BUNDLE_STEPS}
+    assert set(LAUNCHER_STEPS) | set(CHILD_STEPS) | last == set(Step)
 
 
 def all_runtime_errors() -> list[type[ContainerError]]:

@@ -33,6 +33,10 @@ PARTS = {
         "test_a_missing_feature_of_the_host_refuses_the_start",
         "test_an_ephemeral_sandbox_forgets",
     ),
+    "tests/integration/test_bundles.py": (
+        "test_the_life_of_a_container",
+        "test_exec_ps_list_pause_and_update",
+    ),
     "tests/integration/test_recovery.py": (
         "test_what_runs_runs_on_and_everything_works",
         "test_the_same_overlay_serves_kernels_from_before_and_after",

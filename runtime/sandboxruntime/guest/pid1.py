@@ -40,7 +40,7 @@ def main(first: str) -> NoReturn:
     )
     steps = {step: init.CREATE_STEPS[step] for step in _STEPS}
     # The runtime has given it a keyring, and has made it a session's leader.
-    init.confine(context, {**steps, Step.SESSION: init.default_signals})
+    init.confine(context, {**steps, Step.SESSION: lambda _: init.default_signals()})
     try:
         init.run_init(context)
     except BaseException as exc:

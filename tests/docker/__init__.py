@@ -1,0 +1,1 @@
+"""Docker drives the runtime: `make test-docker`."""
