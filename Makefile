@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker test-vm bench bench-peers bench-scale soak crashes docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -79,6 +79,14 @@ test-runc: $(TEST_STAMP) ## The lanes again, in containers that runc makes
 test-docker: $(TEST_STAMP) ## Docker drives the OCI command line, beside runc
 	sh tools/apt-install.sh docker.io
 	$(BIN)/python -m pytest tests/docker -q
+
+deb: $(STAMP) ## Build the Debian package into build/
+	$(BIN)/python tools/build_deb.py
+
+first-hour: $(TEST_STAMP) ## Run docs/first-hour.md in the virtual machine, and write its outputs anew
+	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
+	$(BIN)/python -m tests.vm tests/vm/test_package.py
+	cp vm-results/first-hour.md docs/first-hour.md
 
 test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine that systemd runs
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.vm.image import ensure_image
 from tests.vm.machine import MachineError, run_machine
-from tests.vm.payload import write_payload
+from tests.vm.payload import build_packages, write_payload
 from tests.vm.selection import arguments as selected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,9 @@ def main() -> None:
         arguments += selected()
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
         payload = Path(scratch) / "payload.tar"
-        write_payload(payload, arguments, environment)
+        wanted = any("test_package" in argument for argument in arguments)
+        packages = build_packages(Path(scratch)) if wanted else []
+        write_payload(payload, arguments, environment, packages)
         try:
             outcome = run_machine(
                 image, payload, options.results,

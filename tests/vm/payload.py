@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["write_payload"]
+__all__ = ["build_packages", "write_payload"]
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = "srv/repository"
 
 
-def write_payload(path: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Write a tar file for the guest to unpack over its root."""
+def write_payload(
+    path: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    packages: Sequence[Path] = (),
+) -> None:
+    """Write a tar file for the guest to unpack over its root. `packages` go to /srv/packages."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True,
@@ -25,6 +31,8 @@ def write_payload(path: Path, arguments: Sequence[str], environment: Mapping[str
         for name in names:
             if (ROOT / name).exists():  # deleted, and not yet committed
                 tar.add(ROOT / name, f"{REPOSITORY}/{name}", filter=_as_root)
+        for package in packages:
+            tar.add(package, f"srv/packages/{package.name}", filter=_as_root)
         _add_text(tar, "srv/run-arguments", "".join(f"{a}\n" for a in arguments))
         lines = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
         _add_text(tar, "srv/run-environment", lines)
@@ -40,3 +48,26 @@ def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(text.encode())
     tar.addfile(info, io.BytesIO(text.encode()))
+
+
+def build_packages(scratch: Path) -> list[Path]:
+    """Two Debian packages: of the commit before, where there is one, and of what is here now."""
+    before = scratch / "before"
+    before.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", "HEAD~1"], cwd=ROOT, check=False, capture_output=True
+    )
+    source = ROOT
+    if archive.returncode == 0:  # a shallow clone has no commit before its own
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(before, filter="data")
+        source = before
+    packages = []
+    for revision, tree in (("1", source), ("2", ROOT)):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tools/build_deb.py"), "--source", str(tree),
+             "--output", str(scratch), "--revision", revision],
+            check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        packages.append(Path(done.stdout.strip()))
+    return packages
