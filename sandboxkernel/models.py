@@ -202,6 +202,27 @@ class Confinement(_Response, kw_only=True, frozen=True):
     mounts: list[str]
 
 
+class MountInForce(_Response, kw_only=True, frozen=True):
+    """One mount of a sandbox, with the options that Linux shows."""
+
+    destination: str
+    type: str
+    options: list[str]
+
+
+class InForce(_Response, kw_only=True, frozen=True):
+    """What holds for a sandbox now, read from Linux for this answer.
+
+    `differs` names the limits that are not as they were set. Resource limits (getrlimit(2)) are
+    soft and hard, null is none.
+    """
+
+    limits: Limits
+    differs: list[str]
+    rlimits: dict[str, list[int | None]]
+    mounts: list[MountInForce]
+
+
 class Kernel(_Response, kw_only=True, frozen=True):
     """One kernel and its sandbox. `id` is the sandbox's own 12 hex digits.
 
@@ -231,6 +252,7 @@ class Kernel(_Response, kw_only=True, frozen=True):
     network: str = "none"
     connection: ConnectionInfo | None = None
     exit: ExitInfo | None = None
+    in_force: InForce | None = None
     confinement: Confinement | None = None
     timings_ms: dict[str, float] = {}
 

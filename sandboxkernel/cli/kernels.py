@@ -102,7 +102,7 @@ def ps_command(*, everything: bool, quiet: bool, form: str) -> None:
 def inspect_command(*, name: str, form: str) -> None:
     """Show everything known about a sandbox.
 
-    Its limits, its end, and what outside verification read back from Linux.
+    Its limits as they were set and as Linux has them now, its end, and its confinement.
     """
     client = connect()
     _show_model(client.inspect(_find(client, name).id), form)

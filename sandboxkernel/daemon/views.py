@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from sandboxkernel.daemon.in_force import read_in_force
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.errors import KernelNotRunning
 from sandboxkernel.models import Confinement, ConnectionInfo, Kernel, KernelConnection, Stats
@@ -38,6 +39,7 @@ def kernel_model(sandbox: Sandbox, *, detail: bool = False) -> Kernel:
         connection=ConnectionInfo(ip=sandbox.sockets.prefix) if sandbox.sockets else None,
         exit=sandbox.exit,
         confinement=_confinement(process.facts) if detail and process else None,
+        in_force=read_in_force(sandbox) if detail else None,
         start_path=sandbox.start_path,
         cold_reason=sandbox.cold_reason,
         executor=sandbox.ground.profile.executor,

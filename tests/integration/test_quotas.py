@@ -219,3 +219,22 @@ def test_a_paused_sandbox_uses_no_cpu_and_goes_on(daemon: RunningDaemon) -> None
         client.unpause(kernel.id)
         wait_until(lambda: client.stats(kernel.id).cpu_usage_s > frozen)
         client.pause(kernel.id)  # a paused sandbox can be removed
+
+
+def test_inspect_tells_what_is_in_force_and_what_is_not_as_set(daemon: RunningDaemon) -> None:
+    with sandbox(daemon, profile="small") as kernel:
+        found = daemon.client().inspect(kernel.id).in_force
+        assert found is not None
+        assert found.differs == []
+        assert (found.limits.memory_bytes, found.limits.pids) == (256 << 20, 64)
+        assert found.limits.cpus == 0.5
+        assert found.rlimits["core file size"] == [0, 0]
+        mounts = {mount.destination: mount for mount in found.mounts}
+        assert {"nosuid", "nodev"} <= set(mounts["/"].options)
+        assert "ro" in mounts["/proc/sys"].options
+        layout = read_layout()
+        key = "pids" if "pids" in layout.v1 else ""
+        path = daemon.client().inspect(kernel.id).confinement.cgroups[key or "unified"].lstrip("/")
+        Path(layout.directory(key, path), "pids.max").write_text("65")  # behind the daemon's back
+        found = daemon.client().inspect(kernel.id).in_force
+        assert (found.differs, found.limits.pids) == (["pids"], 65)

@@ -14,6 +14,7 @@ from sandboxruntime.cgroup.files import apply_writes, open_file, read_text, writ
 from sandboxruntime.cgroup.layout import Layout, check_path
 from sandboxruntime.cgroup.limits import Limits, Usage
 from sandboxruntime.cgroup.plan import plan_devices, plan_parent_writes, plan_writes
+from sandboxruntime.cgroup.readback import limits_in_force
 from sandboxruntime.errors import HostError, StateError
 
 __all__ = ["Cgroup", "create_parent"]
@@ -183,6 +184,11 @@ class Cgroup:
         first, second = v1.usage(self._read), v2.usage(self._read)
         own = {name: getattr(first, name) or getattr(second, name) for name in Usage.__slots__}
         return Usage(**own)
+
+    def limits_in_force(self) -> Limits:
+        """Read back every limit. Raises FileNotFoundError if the cgroup is gone."""
+        os.stat(next(iter(self._directories.values())))
+        return limits_in_force(self.layout, self._read)
 
     def oom_notify_fd(self) -> int:
         """Return a descriptor that becomes readable when the cgroup runs out of memory.
