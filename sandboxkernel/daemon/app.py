@@ -15,11 +15,11 @@ from typing import Any
 
 from jupyter_core.paths import SYSTEM_CONFIG_PATH
 from tornado import web
-from traitlets import Bool, Dict, Float, Integer, List, Set, Unicode
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Set, Unicode
 from traitlets.config import Application
 
 from sandboxkernel import __version__
-from sandboxkernel.daemon import systemd
+from sandboxkernel.daemon import logformat, systemd
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
@@ -100,6 +100,9 @@ class SandboxKernelDaemon(Application):
         min=0.0,
         help="Kernels whose Jupyter server has been gone for so long are ended; 0: never.",
     ).tag(config=True)
+    log_style: Any = Enum(
+        ["text", "json"], "text", help="One line an event for people, or one JSON object a line."
+    ).tag(config=True)
     ready_fd = Integer(-1, help="Descriptor that gets one byte when the daemon serves.").tag(
         config=True
     )
@@ -111,14 +114,12 @@ class SandboxKernelDaemon(Application):
             "ready-fd": "SandboxKernelDaemon.ready_fd",
             "idle-timeout": "SandboxKernelDaemon.idle_timeout_s",
             "log-level": "Application.log_level",
+            "log-style": "SandboxKernelDaemon.log_style",
         }
     )
 
     def _log_level_default(self) -> int:
         return logging.INFO
-
-    def _log_format_default(self) -> str:
-        return "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
     def initialize(self, argv: list[str] | None = None) -> None:
         """Command line over configuration file; a file that others can write is refused."""
@@ -145,9 +146,8 @@ class SandboxKernelDaemon(Application):
         if os.geteuid() != 0:
             raise SandboxError("the daemon needs root", hint="Start it with sudo or as a service.")
         level = self.log.getEffectiveLevel()
-        logging.basicConfig(level=level, format=self.log_format, stream=sys.stderr)
-        logging.getLogger("asyncio").setLevel(logging.WARNING)
-        logging.getLogger("tornado.access").setLevel(logging.WARNING)
+        logformat.configure(self.log_style, level)
+        self.log = logging.getLogger(__name__)  # traitlets' own has a handler of its own
         os.umask(0o022)
         asyncio.run(self._serve())
 

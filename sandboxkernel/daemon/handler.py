@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sandboxkernel.daemon.housekeeping import Housekeeping
+from sandboxkernel.daemon.logformat import note
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.server import BaseHandler
 from sandboxkernel.daemon.service import Kernels
@@ -39,7 +40,9 @@ class Handler(BaseHandler):
 
     def sandbox(self, name: str) -> Sandbox:
         """One of the caller's sandboxes, by a name of the path."""
-        return self.kernels.find(self.caller, name)
+        found = self.kernels.find(self.caller, name)
+        note(kernel=found.request.kernel_id)
+        return found
 
     def require_admin(self) -> None:
         """Only root and the administrators' groups."""

@@ -13,6 +13,7 @@ from tornado import iostream
 
 from sandboxkernel.daemon.execution import execute
 from sandboxkernel.daemon.handler import Handler, Services
+from sandboxkernel.daemon.logformat import note
 from sandboxkernel.daemon.system_routes import (
     DiskUsageHandler,
     LayerDiffHandler,
@@ -103,6 +104,7 @@ class KernelsHandler(Handler):
     async def post(self) -> None:
         """Start one."""
         request = self.body(KernelCreate)
+        note(kernel=request.kernel_id)
         # Whoever hangs up now will never know the kernel: it must not outlive the request.
         sandbox = await self.unless_gone(self.kernels.create(self.caller, request))
         if sandbox is None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 from tornado import httpserver, iostream, web
 
+from sandboxkernel.daemon.logformat import about, serving
 from sandboxkernel.errors import (
     PayloadTooLarge,
     RequestError,
@@ -124,6 +125,7 @@ class BaseHandler(web.RequestHandler):
             raise web.Finish
         _, uid, gid = _peer(self._stream())
         self.caller = subject_of(uid, gid)
+        serving(request=uuid.uuid4().hex[:8], user=self.caller.name)
 
     def _stream(self) -> iostream.IOStream:
         connection: Any = self.request.connection
@@ -243,7 +245,7 @@ class BaseHandler(web.RequestHandler):
             error.status = status_code  # type: ignore[misc]  # 404 and 405 of the router
             return error
         reference = uuid.uuid4().hex[:12]
-        log.error("internal error %s", reference, exc_info=exc)
+        log.error("internal error %s", reference, exc_info=exc, extra=about(code=SandboxError.code))
         return SandboxError(
             f"internal error {reference}",
             hint="The daemon's log has the details under this number.",
@@ -252,8 +254,13 @@ class BaseHandler(web.RequestHandler):
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log once, at the border; expected errors without a traceback."""
         if isinstance(value, SandboxError):
+            facts = {name: getattr(value, name) for name in value.facts}
             log.info(
-                "%s %s: %s: %s", self.request.method, self.request.path, value.code, value.message
+                "%s %s: %s",
+                self.request.method,
+                self.request.path,
+                value.message,
+                extra=about(code=value.code, status=value.status, **facts),
             )
         elif isinstance(value, iostream.StreamClosedError):
             log.debug("client of %s has gone", self.request.path)

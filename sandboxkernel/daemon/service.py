@@ -20,6 +20,7 @@ from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal
+from sandboxkernel.daemon.logformat import about
 from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
 from sandboxkernel.daemon.policy import Policy
 from sandboxkernel.daemon.problems import convert
@@ -286,10 +287,27 @@ class Kernels:
         )
         self._ceilings[caller.uid] = grant.ceiling
 
+    @staticmethod
+    def _log_state(sandbox: Sandbox) -> None:
+        said: str = sandbox.start_path
+        if sandbox.exit is not None:
+            said = sandbox.exit.message or f"exit code {sandbox.exit.code}"
+        log.info(
+            "kernel is %s: %s",
+            sandbox.state,
+            said,
+            extra=about(
+                kernel=sandbox.request.kernel_id,
+                user=sandbox.ground.subject.name,
+                sandbox=sandbox.id,
+            ),
+        )
+
     def _on_state(self, sandbox: Sandbox) -> None:
         detail: dict[str, object] = {"state": sandbox.state, "generation": sandbox.generation}
         if sandbox.exit is not None:
             detail |= {"reason": sandbox.exit.reason, "message": sandbox.exit.message}
+        self._log_state(sandbox)
         self.events.publish(
             f"kernel_{sandbox.state}",
             kernel_id=sandbox.request.kernel_id,

@@ -464,3 +464,25 @@ def test_the_socket_is_not_taken_from_a_living_daemon(daemon: RunningDaemon) -> 
     with pytest.raises(SandboxError, match="already listens"):
         bind_api_socket(daemon.socket_path, 0o600)
     daemon.client().ping()
+
+
+def test_the_log_tells_who_what_and_why_and_no_secret() -> None:
+    with running_daemon("c.SandboxKernelDaemon.log_style = 'json'\n") as own:
+        key = f"secret-{os.urandom(8).hex()}"
+        with (
+            pytest.raises(SandboxError),
+            sandbox(own, kernel_id="k-bad", cwd="/nowhere", key=key, env={"TOKEN": key}),
+        ):
+            pass
+        with sandbox(own, kernel_id="k-good", as_kernel=True, key=key, env={"TOKEN": key}):
+            pass
+        lines = [json.loads(line) for line in own.log_path.read_text().splitlines()]
+        assert key not in own.log_path.read_text()
+        (bad,) = [line for line in lines if line.get("code") and line.get("kernel") == "k-bad"]
+        assert (bad["code"], bad["user"], bad["level"]) == ("work_folder", "root", "info")
+        assert bad["request"]
+        said = [line["message"] for line in lines if line.get("kernel") == "k-good"]
+        assert [text.partition(":")[0] for text in said][-2:] == [
+            "kernel is running",
+            "kernel is exited",
+        ]
