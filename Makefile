@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak crashes docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -113,6 +113,9 @@ soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows dow
 
 docs: $(STAMP) ## Generate docs/openapi.json
 	$(BIN)/python -c 'import json; from sandboxkernel.daemon.openapi import document; print(json.dumps(document(), indent=1))' > docs/openapi.json
+
+endurance: $(BENCH_STAMP) ## 20 kernels at work for half an hour: nothing stays, nothing slows down
+	$(BENCH).soak --kernels 20 --minutes 30 --json docs/benchmarks/endurance.json
 
 clean: ## Remove what make made
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info

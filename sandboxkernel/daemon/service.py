@@ -17,6 +17,7 @@ import msgspec
 
 from sandboxkernel.daemon.environments import check_environment, own_folders, zygote_key
 from sandboxkernel.daemon.events import EventLog
+from sandboxkernel.daemon.homes import hidden_entries
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal
@@ -32,7 +33,6 @@ from sandboxkernel.errors import (
     KernelNotFound,
     LauncherLost,
     ResourcesExhausted,
-    WorkFolderError,
 )
 from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.userlayers import UserLayers
@@ -432,27 +432,3 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 def lineage_of(image: StoredImage) -> str:
     """The name of the user layers that fit an image: its label, else its ref."""
     return str(image.labels.get("org.sandboxkernel.lineage") or image.ref.replace("/", "_"))
-
-
-def hidden_entries(caller: Subject, profile: Profile, folder: str | None) -> tuple[str, ...]:
-    """Hidden entries of the caller's home to cover, relative to the work folder.
-
-    Whoever can write ~/.bashrc or ~/.jupyter runs code outside the sandbox, and ~/.ssh and
-    ~/.aws hold keys. Symbolic links cannot be covered; where they lead is not mounted.
-    """
-    home = os.path.normpath(caller.home or "/nonexistent")
-    if folder is None or not (home == folder or home.startswith(folder.rstrip("/") + "/")):
-        return ()
-    if profile.home == "refuse":
-        raise WorkFolderError(
-            f"the work folder {folder} is or contains your home directory",
-            hint="Open the notebook from a folder below your home.",
-            field="work_folder",
-        )
-    if profile.home == "allow" or not os.path.isdir(home):
-        return ()
-    relative = os.path.relpath(home, folder)
-    prefix = "" if relative == "." else f"{relative}/"
-    with os.scandir(home) as entries:
-        names = [e.name for e in entries if e.name.startswith(".") and not e.is_symlink()]
-    return tuple(sorted(prefix + name for name in names))

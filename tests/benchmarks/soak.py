@@ -1,10 +1,12 @@
 """Thousands of starts and ends with one daemon: does anything stay, does anything slow down?
 
     python -m tests.benchmarks.soak [--cycles 10000] [--json FILE]
+    python -m tests.benchmarks.soak --kernels 20 --minutes 30 [--json FILE]
 
 A cycle is a start, a cell with a checked result, and a removal. Every tenth of the run is a row:
 first replies, memory of daemon and launcher, and everything countable that a kernel has on the
-host. Ends with 1 if a start has failed or something countable has become more.
+host. The second form has so many kernels live, each with a cell a second, and measures cells and
+requests. Ends with 1 if something has failed or something countable has become more.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.benchmarks.bench import SCRATCH, first_reply, say, talking_to
+from tests.benchmarks.client import RawClient, milliseconds_since
 from tests.benchmarks.direct import DirectSandboxPeer
 from tests.benchmarks.peers import CGROUPS
 from tests.support import CGROUP_PARENT, RunningDaemon, remove_cgroups, running_daemon
@@ -32,19 +35,25 @@ def main() -> int:
     """Run with a daemon of its own; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cycles", type=int, default=10_000)
+    parser.add_argument("--kernels", type=int, default=0, help="live at once, instead of cycles")
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with running_daemon(CONFIG) as daemon, talking_to(daemon):
         for _ in daemon.client().prepare_image("host"):
             pass
-        rows, failures, paths = soak(daemon, options.cycles)
+        if options.kernels:
+            rows, failures = live(daemon, options.kernels, options.minutes)
+            what: dict[str, object] = {"kernels": options.kernels, "minutes": options.minutes}
+        else:
+            rows, failures, paths = soak(daemon, options.cycles)
+            what = {"cycles": options.cycles, "paths": dict(paths)}
     remove_cgroups()
-    found = {"cycles": options.cycles, "paths": dict(paths), "failures": failures, "rows": rows}
     if options.json:
+        found = {**what, "failures": failures, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     more = grown(rows[0], rows[-1])
-    print(f"{options.cycles} cycles, {dict(paths)}, failed: {failures or 'none'}, "
-          f"more than before: {more or 'nothing'}")  # fmt: skip
+    print(f"{what}, failed: {failures or 'none'}, more than before: {more or 'nothing'}")
     return 1 if failures or more else 0
 
 
@@ -78,6 +87,54 @@ def _cycles(
         finally:
             peer.stop()
     return taken
+
+
+def live(daemon: RunningDaemon, count: int, minutes: float) -> tuple[list[Row], dict[str, int]]:
+    """One row with no kernel before and after, and one a tenth of the time while they live."""
+    (work := SCRATCH / "work").mkdir(parents=True, exist_ok=True)
+    peers = [
+        DirectSandboxPeer(work, daemon.client(), "spare", profile="default", run_dir=daemon.run_dir)
+        for _ in range(count)
+    ]
+    failures: Counter[str] = Counter()
+    _cycles(peers[0], WARM_UP, failures, Counter())
+    rows = [_row(daemon, [])]
+    clients = [RawClient(peer.start()) for peer in peers]
+    try:
+        for part in range(ROWS):
+            cells, requests = _minute(daemon, clients, minutes * 60 / ROWS, failures)
+            row = _row(daemon, cells) | {"request_p50_ms": statistics.median(requests)}
+            say(f"part {part + 1} of {ROWS}: " + "  ".join(
+                f"{name} {value:.4g}" for name, value in row.items()))  # fmt: skip
+            rows.append(row)
+    finally:
+        for client in clients:
+            client.close()
+        for peer in peers:
+            peer.stop()
+    rows.append(_row(daemon, []))
+    return rows, dict(failures)
+
+
+def _minute(
+    daemon: RunningDaemon, clients: list[RawClient], seconds: float, failures: Counter[str]
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of cells, one a second in every kernel, and of a request a second."""
+    cells, requests, deadline = [], [], time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        round_began = time.monotonic()
+        for client in clients:
+            began = time.monotonic()
+            try:
+                client.run_cell()
+                cells.append(milliseconds_since(began))
+            except Exception as exc:  # counted, and the run goes on
+                failures[f"{type(exc).__name__}: {exc}"[:160]] += 1
+        began = time.monotonic()
+        daemon.client().kernels()
+        requests.append(milliseconds_since(began))
+        time.sleep(max(0.0, 1 - (time.monotonic() - round_began)))
+    return cells, requests
 
 
 def _row(daemon: RunningDaemon, taken: list[float]) -> Row:
