@@ -18,6 +18,7 @@ import pytest
 
 from sandboxkernel.errors import KernelNotFound, SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, Limits
+from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.conformance.session import session
 from tests.support import (
     SHARED_DATA,
@@ -319,3 +320,32 @@ def test_a_daemon_that_is_stopped_while_it_makes_spares_stops_at_once(own: Runni
                 own.process.wait(15)
                 own.start()
         assert own.client().inspect(kernel.id).state == "running"
+
+
+def test_after_a_reboot_layers_are_there_and_nothing_else_is(tmp_path: Path) -> None:
+    """Its processes, mounts and cgroups are gone; what the disk has of them, says which boot."""
+    (tmp_path / "images").symlink_to(SHARED_DATA / "images")
+    with running_daemon(data_dir=tmp_path) as rebooted:
+        client = rebooted.client()
+        keeps = client.create(KernelCreate(kernel_id="keeps", argv=["sleep", "600"]))
+        client.create(KernelCreate(kernel_id="scratch", argv=["sleep", "600"], ephemeral=True))
+        assert run_inside(rebooted, keeps, "touch", "/home/sandbox/kept") == (0, "")
+        groups = [client.inspect(name).confinement.cgroups for name in ("keeps", "scratch")]
+        os.kill(rebooted.launcher, signal.SIGKILL)
+        rebooted.kill()
+        for group in groups:
+            gone = Cgroup(read_layout(), group["unified"].lstrip("/"))
+            gone.kill()
+            gone.remove()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        other = boot.translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
+        files = [*(tmp_path / "scratch").glob(".boot"), *(rebooted.run_dir / "leases").iterdir()]
+        assert len(files) >= 3
+        for path in files:
+            path.write_text(path.read_text().replace(boot, other))
+        rebooted.start()
+        assert list(client.kernels()) == []
+        assert [p.name for p in (tmp_path / "scratch").iterdir()] == [".boot"]
+        wait_until(lambda: not list((rebooted.run_dir / "k").glob("*")), what="no sockets")
+        with sandbox(rebooted) as after:
+            assert run_inside(rebooted, after, "ls", "/home/sandbox/kept")[0] == 0
