@@ -28,6 +28,7 @@ from sandboxruntime.oci_config import oci_config
 from sandboxruntime.rootfs import Bundle, MountFactory
 from sandboxruntime.spec import Executor, Spec, to_json
 from sandboxruntime.steps import Step
+from sandboxruntime.syscalls import CloneFlag, MountFlag
 from sandboxruntime.validate import EXECUTORS
 from sandboxruntime.zygote import encode_program
 
@@ -182,6 +183,10 @@ def _execute(argv: Sequence[str], fds: Sequence[int], *, output_fd: int) -> int:
 def _become(argv: Sequence[str], fds: Sequence[int], output_fd: int) -> NoReturn:
     try:
         syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Where the host's mounts propagate, those that the runtime binds would go on receiving
+        # them in the container: rootfsPropagation is of the root alone.
+        syscalls.unshare(CloneFlag.NEWNS)
+        syscalls.mount("none", "/", None, MountFlag.REC | MountFlag.PRIVATE)
         for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(signum, signal.SIG_DFL)
         os.umask(0o022)

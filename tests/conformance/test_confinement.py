@@ -52,7 +52,7 @@ def test_a_zygote_has_no_power_and_is_out_of_reach(
             assert (entry / "ns" / name).readlink() != Path(f"/proc/self/ns/{name}").readlink()
     with session(work) as kernel:
         # Its parent in the zygote's PID namespace is not in the kernel's.
-        code = "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()), os.path.exists('/opt/sandboxkernel'))"
+        code = "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()), os.path.exists('/opt/sandboxkernel/sandboxruntime/spec.py'))"
         assert kernel.run(code).text == "[1, 2] False"
 
 

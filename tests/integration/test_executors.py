@@ -84,8 +84,14 @@ def honest() -> Any:
         yield running
 
 
-def test_what_runc_made_is_what_the_spec_says(honest: Harness) -> None:
-    with make_spec(executor="runc") as spec, honest.container(spec) as attempt:
+@pytest.mark.parametrize("shared_mounts", [False, True])
+def test_what_runc_made_is_what_the_spec_says(shared_mounts: bool) -> None:
+    """Also where the host's mounts propagate, as they do wherever systemd has booted."""
+    with (
+        harness(shared_mounts=shared_mounts) as running,
+        make_spec(executor="runc") as spec,
+        running.container(spec) as attempt,
+    ):
         attempt.verify()
         code, output = attempt.run("python3", "-c", "import os; print(os.getuid(), os.getppid())")
         assert (code, output.split()) == (0, ["1000", "1"])
@@ -122,7 +128,7 @@ LIES = {
     "mounts-missing": 'config["mounts"] = [m for m in config["mounts"] if m["destination"] != "/tmp"]',
     "mounts-unmasked": 'linux["maskedPaths"].remove("/proc/kmsg")',
     "mounts-writable": 'linux["readonlyPaths"].remove("/proc/sys")',
-    "mounts-propagating": 'linux["rootfsPropagation"] = "slave"',
+    "mounts-propagating": 'config["mounts"][3]["options"].append("shared")',
     "rlimits": 'process["rlimits"] = [dict(r, soft=4096, hard=4096) if r["type"] == "RLIMIT_CORE" else r for r in process["rlimits"]]',
 }
 
@@ -131,8 +137,7 @@ LIES = {
 def test_a_runtime_that_confines_less_is_caught(tmp_path: Path, lie: str) -> None:
     """Before the process has received anything: no environment, no key, no socket."""
     executors = install_liar(tmp_path, LIES[lie])
-    options = {"shared_mounts": True} if lie == "mounts-propagating" else {}
-    with harness(executors=executors, **options) as running, make_spec(executor="runc") as spec:
+    with harness(executors=executors) as running, make_spec(executor="runc") as spec:
         with running.container(spec) as attempt, pytest.raises(VerifyError) as caught:
             attempt.verify()
         assert caught.value.check == lie.partition("-")[0]
