@@ -57,7 +57,8 @@ def with_outputs(page: str, outputs: list[str]) -> str:
 
 
 def _shortened(output: str) -> str:
-    lines = [line.rstrip() for line in output.strip().splitlines()]
+    # Of a line that was written over and over, what was there in the end.
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in output.strip().split("\n")]
     lines = [line for line in lines if not _PROMPT.match(line)]
     if len(lines) > LINES_MAX:
         lines = [*lines[: LINES_MAX // 2], "...", *lines[-LINES_MAX // 2 :]]

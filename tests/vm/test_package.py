@@ -21,7 +21,7 @@ TIMEOUT_S = 600
 # What the outputs must show, by a part of the command.
 EXPECTED = {
     "is-active": r"\Aactive\n\Z",
-    "sandboxkernel version": r"0\.1\.0",
+    "sandboxkernel --version": r"0\.1\.0",
     "kernelspec list": r"sandboxed-python",
     "grep -A1": r"1000 /home/ada \[.*first\.ipynb",
     "large.ipynb": r"memory limit 256\.0 MiB reached",
