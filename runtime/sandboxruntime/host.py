@@ -53,12 +53,12 @@ class _Probe:
     fix: str
 
 
-def probe() -> list[Feature]:
+def probe(directory: str = tempfile.gettempdir()) -> list[Feature]:
     """Try everything. Takes about a tenth of a second; leaves nothing behind.
 
     Never raises for a missing feature: its `detail` says why it is missing.
     """
-    return [_run(one) for one in (*_PROBES, *_cgroup_probes())]
+    return [_run(one) for one in (*_probes(directory), *_cgroup_probes())]
 
 
 def _run(one: _Probe) -> Feature:
@@ -108,104 +108,106 @@ def _descriptors() -> str:
     return f"hard limit {hard}"
 
 
-def _state_idmap() -> str:
-    with tempfile.TemporaryDirectory(prefix="sandboxkernel-probe-") as directory:
-        probes.in_child(lambda: probes.idmap_directory(directory))
-    return "the file system of temporary files"
+def _state_idmap(directory: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="sandboxkernel-probe-", dir=directory) as trial:
+        probes.in_child(lambda: probes.idmap_directory(trial))
+    return f"the file system of {directory}"
 
 
-_PROBES: Final = (
-    _Probe("linux", _version, "security fixes", _NEWER),
-    _Probe("root", _root, "every limit and namespace below", _ROOT),
-    _Probe(
-        "user_namespace", lambda: probes.namespace("NEWUSER"),
-        "root inside is nobody outside",
-        "sysctl -w user.max_user_namespaces=65536",
-    ),
-    _Probe(
-        "mount_namespace", lambda: probes.namespace("NEWNS"),
-        "host files cannot be seen", "sysctl -w user.max_mnt_namespaces=65536",
-    ),
-    _Probe(
-        "pid_namespace", lambda: probes.namespace("NEWPID"),
-        "other processes cannot be seen or signalled", "sysctl -w user.max_pid_namespaces=65536",
-    ),
-    _Probe(
-        "network_namespace", lambda: probes.namespace("NEWNET"),
-        "no network but what the profile allows", "sysctl -w user.max_net_namespaces=65536",
-    ),
-    _Probe(
-        "ipc_namespace", lambda: probes.namespace("NEWIPC"),
-        "no shared memory between sandboxes", "sysctl -w user.max_ipc_namespaces=65536",
-    ),
-    _Probe(
-        "uts_namespace", lambda: probes.namespace("NEWUTS"),
-        "a host name of its own", "sysctl -w user.max_uts_namespaces=65536",
-    ),
-    _Probe(
-        "cgroup_namespace", lambda: probes.namespace("NEWCGROUP"),
-        "host cgroup paths cannot be seen", "sysctl -w user.max_cgroup_namespaces=65536",
-    ),
-    _Probe(
-        "new_mount_api", lambda: probes.in_child(probes.detached_mount),
-        "mounts without path races", f"{_NEWER} (5.2)",
-    ),
-    _Probe(
-        "nosymfollow", lambda: probes.in_child(probes.nosymfollow_mount),
-        "symlinks of a sandbox cannot lead the host astray", f"{_NEWER} (5.14)",
-    ),
-    _Probe(
-        "overlay", lambda: probes.in_child(lambda: probes.overlay("lowerdir")),
-        "shared images, private changes", "modprobe overlay",
-    ),
-    _Probe(
-        "overlay_lowerdir_append", lambda: probes.in_child(lambda: probes.overlay("lowerdir+")),
-        "layers without escaping and length limits", f"{_NEWER} (6.8)",
-    ),
-    _Probe(
-        "overlay_layer_fds", lambda: probes.in_child(lambda: probes.overlay("fd")),
-        "layers without path races", f"{_NEWER} (6.13)",
-    ),
-    _Probe(
-        "idmapped_mounts", lambda: probes.in_child(probes.idmap_tmpfs),
-        "one image for every user's id range", f"{_NEWER} (6.3)",
-    ),
-    _Probe(
-        "idmapped_state", _state_idmap,
-        "layers on disk shared between users' id ranges",
-        "keep the state directory on ext4, xfs, btrfs or tmpfs",
-    ),
-    _Probe(
-        "no_new_privs", lambda: probes.in_child(probes.no_new_privs),
-        "setuid programs gain nothing", _NEWER,
-    ),
-    _Probe(
-        "seccomp", _seccomp,
-        "dangerous system calls are refused",
-        "build Linux with CONFIG_SECCOMP_FILTER=y",
-    ),
-    _Probe(
-        "landlock", _landlock,
-        "a second layer over file access, signals and abstract sockets",
-        "add landlock to the lsm= boot parameter",
-    ),
-    _Probe(
-        "pidfd", probes.pidfd,
-        "signals reach the right process", f"{_NEWER} (5.4)",
-    ),
-    _Probe(
-        "openat2", lambda: probes.in_child(probes.openat2),
-        "paths of users cannot leave their folder", f"{_NEWER} (5.6)",
-    ),
-    _Probe(
-        "close_range", lambda: probes.in_child(probes.close_range),
-        "no descriptor of the host leaks in", f"{_NEWER} (5.9)",
-    ),
-    _Probe(
-        "file_descriptors", _descriptors,
-        "many kernels under one daemon", "set LimitNOFILE=1048576 in the service",
-    ),
-)  # fmt: skip
+def _probes(directory: str) -> tuple[_Probe, ...]:
+    """Every trial but those of cgroups; layers would be in `directory`."""
+    return (
+        _Probe("linux", _version, "security fixes", _NEWER),
+        _Probe("root", _root, "every limit and namespace below", _ROOT),
+        _Probe(
+            "user_namespace", lambda: probes.namespace("NEWUSER"),
+            "root inside is nobody outside",
+            "sysctl -w user.max_user_namespaces=65536",
+        ),
+        _Probe(
+            "mount_namespace", lambda: probes.namespace("NEWNS"),
+            "host files cannot be seen", "sysctl -w user.max_mnt_namespaces=65536",
+        ),
+        _Probe(
+            "pid_namespace", lambda: probes.namespace("NEWPID"),
+            "other processes cannot be seen or signalled", "sysctl -w user.max_pid_namespaces=65536",
+        ),
+        _Probe(
+            "network_namespace", lambda: probes.namespace("NEWNET"),
+            "no network but what the profile allows", "sysctl -w user.max_net_namespaces=65536",
+        ),
+        _Probe(
+            "ipc_namespace", lambda: probes.namespace("NEWIPC"),
+            "no shared memory between sandboxes", "sysctl -w user.max_ipc_namespaces=65536",
+        ),
+        _Probe(
+            "uts_namespace", lambda: probes.namespace("NEWUTS"),
+            "a host name of its own", "sysctl -w user.max_uts_namespaces=65536",
+        ),
+        _Probe(
+            "cgroup_namespace", lambda: probes.namespace("NEWCGROUP"),
+            "host cgroup paths cannot be seen", "sysctl -w user.max_cgroup_namespaces=65536",
+        ),
+        _Probe(
+            "new_mount_api", lambda: probes.in_child(probes.detached_mount),
+            "mounts without path races", f"{_NEWER} (5.2)",
+        ),
+        _Probe(
+            "nosymfollow", lambda: probes.in_child(probes.nosymfollow_mount),
+            "symlinks of a sandbox cannot lead the host astray", f"{_NEWER} (5.14)",
+        ),
+        _Probe(
+            "overlay", lambda: probes.in_child(lambda: probes.overlay("lowerdir")),
+            "shared images, private changes", "modprobe overlay",
+        ),
+        _Probe(
+            "overlay_lowerdir_append", lambda: probes.in_child(lambda: probes.overlay("lowerdir+")),
+            "layers without escaping and length limits", f"{_NEWER} (6.8)",
+        ),
+        _Probe(
+            "overlay_layer_fds", lambda: probes.in_child(lambda: probes.overlay("fd")),
+            "layers without path races", f"{_NEWER} (6.13)",
+        ),
+        _Probe(
+            "idmapped_tmpfs", lambda: probes.in_child(probes.idmap_tmpfs),
+            "work folders on tmpfs", f"{_NEWER} (6.3)",
+        ),
+        _Probe(
+            "idmapped_state", lambda: _state_idmap(directory),
+            "layers on disk shared between users' id ranges",
+            "keep the state directory on ext4, xfs, btrfs or tmpfs",
+        ),
+        _Probe(
+            "no_new_privs", lambda: probes.in_child(probes.no_new_privs),
+            "setuid programs gain nothing", _NEWER,
+        ),
+        _Probe(
+            "seccomp", _seccomp,
+            "dangerous system calls are refused",
+            "build Linux with CONFIG_SECCOMP_FILTER=y",
+        ),
+        _Probe(
+            "landlock", _landlock,
+            "a second layer over file access, signals and abstract sockets",
+            "add landlock to the lsm= boot parameter",
+        ),
+        _Probe(
+            "pidfd", probes.pidfd,
+            "signals reach the right process", f"{_NEWER} (5.4)",
+        ),
+        _Probe(
+            "openat2", lambda: probes.in_child(probes.openat2),
+            "paths of users cannot leave their folder", f"{_NEWER} (5.6)",
+        ),
+        _Probe(
+            "close_range", lambda: probes.in_child(probes.close_range),
+            "no descriptor of the host leaks in", f"{_NEWER} (5.9)",
+        ),
+        _Probe(
+            "file_descriptors", _descriptors,
+            "many kernels under one daemon", "set LimitNOFILE=1048576 in the service",
+        ),
+    )  # fmt: skip
 
 
 def _cgroup_probes() -> list[_Probe]:
@@ -281,8 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the features; exit status 1 if any is missing."""
     parser = argparse.ArgumentParser(prog="python -m sandboxruntime.host", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument("--state", default=tempfile.gettempdir(), help="where layers would be")
     options = parser.parse_args(arguments)
-    features = probe()
+    features = probe(options.state)
     if options.json:
         text = json.dumps([dataclasses.asdict(feature) for feature in features], indent=2)
     else:

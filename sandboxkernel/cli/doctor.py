@@ -16,6 +16,7 @@ import msgspec
 from sandboxkernel.cli import options, output
 from sandboxkernel.cli.connection import connect
 from sandboxkernel.errors import DaemonUnavailable, SandboxError
+from sandboxkernel.paths import Paths
 
 __all__ = ["Finding", "doctor_command", "lacking", "parse_probes", "required_client"]
 
@@ -26,7 +27,7 @@ OPTIONAL = frozenset(
     {
         "overlay_lowerdir_append",  # layers are named in one option
         "overlay_layer_fds",  # layers are named by private mount points
-        "idmapped_state",  # probed on /tmp; a start checks the data directory's file system itself
+        "idmapped_tmpfs",  # only for work folders there, whose starts are refused
         "file_descriptors",  # fewer kernels at once
         "cgroup_io",  # only for profiles that cap disk traffic, whose starts are refused
         "cgroup_cpuacct",  # CPU use is not counted
@@ -97,7 +98,7 @@ def _probe_host() -> list[Finding]:
     """The runtime's probes, in a process of their own: they fork, and need nothing of ours."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sandboxruntime.host", "--json"],
+            [sys.executable, "-m", "sandboxruntime.host", "--json", "--state", str(_state())],
             capture_output=True, timeout=PROBE_TIMEOUT_S, check=False,
         )  # fmt: skip
         return parse_probes(done.stdout)
@@ -108,6 +109,14 @@ def _probe_host() -> list[Finding]:
         raise SandboxError(
             f"the probes failed: {reason[0]}", hint="Run `python -m sandboxruntime.host`."
         ) from exc
+
+
+def _state() -> Path:
+    """The data directory, or what is there of the way to it."""
+    directory = Paths.from_environment().data_dir
+    while not directory.is_dir():
+        directory = directory.parent
+    return directory
 
 
 def parse_probes(data: bytes) -> list[Finding]:
