@@ -130,7 +130,8 @@ def _probes(directory: str) -> tuple[_Probe, ...]:
         ),
         _Probe(
             "pid_namespace", lambda: probes.namespace("NEWPID"),
-            "other processes cannot be seen or signalled", "sysctl -w user.max_pid_namespaces=65536",
+            "other processes cannot be seen or signalled",
+            "sysctl -w user.max_pid_namespaces=65536",
         ),
         _Probe(
             "network_namespace", lambda: probes.namespace("NEWNET"),
