@@ -644,7 +644,7 @@ def test_only_what_is_required_and_missing_fails_the_doctor() -> None:
 def test_what_is_optional_is_the_name_of_a_probe() -> None:
     from sandboxruntime import host
 
-    known = {p.name for p in (*host._PROBES, *host._cgroup_probes())}
+    known = {p.name for p in (*host._probes("/tmp"), *host._cgroup_probes())}
     # cgroup_cpuacct is probed on hosts with cgroup v1 only.
     assert known >= doctor.OPTIONAL - {"cgroup_cpuacct"}
 
