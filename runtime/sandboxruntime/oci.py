@@ -119,9 +119,10 @@ def forget(state: str, container_id: str, cgroup: Cgroup) -> None:
             finally:
                 os.close(null_fd)
         shutil.rmtree(records, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others are there
-            os.rmdir(root)
-            os.rmdir(state)
+    with contextlib.suppress(OSError):  # others are there, or none was
+        for name in EXECUTORS:
+            os.rmdir(_root(state, name))
+        os.rmdir(state)
     remove_from_others(cgroup.layout, cgroup.path)
 
 

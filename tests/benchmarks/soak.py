@@ -131,7 +131,7 @@ def _minute(
             except Exception as exc:  # counted, and the run goes on
                 failures[f"{type(exc).__name__}: {exc}"[:160]] += 1
         began = time.monotonic()
-        daemon.client().kernels()
+        list(daemon.client().kernels())
         requests.append(milliseconds_since(began))
         time.sleep(max(0.0, 1 - (time.monotonic() - round_began)))
     return cells, requests

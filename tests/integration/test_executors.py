@@ -165,6 +165,7 @@ def test_a_runtime_that_fails_is_named_and_leaves_nothing(tmp_path: Path) -> Non
                 pass
             assert re.search(r"clone: runc ended with 1: .*[Cc]wd", str(caught.value))
             assert records(running) == []
+            assert not Path(f"{running.staging}.oci").exists()
 
 
 def records(running: Harness) -> list[str]:
