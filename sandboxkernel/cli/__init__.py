@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "system": ("system", "Show disk usage, versions and zygotes, free disk space."),
         "doctor": ("doctor", "Check what this host lacks, and how to mend it."),
         "daemon": ("daemon", "Run the daemon in the foreground."),
+        "completion": ("completion", "Print the completion script of a shell."),
         "launch": ("launch", ""),
     },
 }

@@ -143,7 +143,7 @@ def tail_size(data: bytes, lines: int) -> int:
 )
 @click.option("-s", "--stream", is_flag=True, help="One sandbox, every second until it ends.")
 @options.format_option()
-@click.argument("names", metavar="[SANDBOX...]", nargs=-1)
+@click.argument("names", metavar="[SANDBOX...]", nargs=-1, shell_complete=options.sandboxes)
 @click.pass_context
 def stats_command(ctx: click.Context, *, names: tuple[str, ...], stream: bool, form: str) -> None:
     """Show what sandboxes use.

@@ -27,6 +27,7 @@ __all__ = [
     "limits_of",
     "many_names",
     "one_name",
+    "sandboxes",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,14 +122,23 @@ def format_option(default: str = "table") -> Callable[[F], F]:
     )
 
 
+def sandboxes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+    """What a shell may complete a sandbox's name to."""
+    from sandboxkernel.cli.completion import complete_sandboxes
+
+    return complete_sandboxes(ctx, param, incomplete)
+
+
 def one_name(function: F) -> F:
     """One sandbox, by id or name."""
-    return click.argument("name", metavar="SANDBOX")(function)
+    return click.argument("name", metavar="SANDBOX", shell_complete=sandboxes)(function)
 
 
 def many_names(function: F) -> F:
     """One or more sandboxes."""
-    return click.argument("names", metavar="SANDBOX...", nargs=-1, required=True)(function)
+    return click.argument(
+        "names", metavar="SANDBOX...", nargs=-1, required=True, shell_complete=sandboxes
+    )(function)
 
 
 def limit_options(function: F) -> F:

@@ -603,3 +603,14 @@ def test_a_user_sees_own_sandboxes_only(daemon: RunningDaemon, tmp_path: Path) -
         assert (code, "not_permitted" in text) == (1, True)
         code, text = as_user(NOBODY, lambda: listing("user", "ls", "--format", "json"))
         assert (code, json.loads(text)) == (0, [])
+
+
+def test_names_of_sandboxes_are_completed(
+    daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SANDBOXKERNEL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with sandbox(daemon, kernel_id="complete-me") as kernel:
+        for beginning, word in (("comp", "complete-me"), (kernel.id[:6], kernel.id)):
+            monkeypatch.setenv("COMP_WORDS", f"sandboxkernel inspect {beginning}")
+            assert run(daemon).stdout.split() == [f"plain,{word}"]

@@ -24,7 +24,7 @@ EXPECTED = {
     "sandboxkernel --version": r"0\.1\.0",
     "kernelspec list": r"sandboxed-python",
     "grep -A1": r"1000 /home/ada \[.*first\.ipynb",
-    "large.ipynb": r"memory limit 256\.0 MiB reached",
+    "execute --inplace large.ipynb": r"memory limit 256\.0 MiB reached",
     "sandboxkernel ps": r"ada +bio101 +running",
     "stats": r"256\.0 MiB",
     "inspect": r'"owner_name": "ada"(.|\n)*268435456',
