@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -63,6 +63,9 @@ integration: $(TEST_STAMP) ## Real cgroups, mounts, daemon
 escape: $(TEST_STAMP) ## Attacks on real sandboxes, each with its control
 	$(BIN)/python -m pytest tests/escape -q
 
+hostile: $(TEST_STAMP) ## Hostile input: fuzzed requests, abused sockets, full disks, broken files
+	$(BIN)/python -m pytest tests/hostile -q
+
 conformance: $(TEST_STAMP) ## The provisioner contract and real Jupyter clients
 	$(BIN)/python -m pytest tests/conformance -q
 
@@ -70,7 +73,7 @@ browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
 	$(BIN)/python -m pytest tests/browser -q
 
 test: check $(BROWSER_STAMP) ## Everything
-	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/browser -q
+	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/hostile tests/browser -q
 
 test-runc: $(TEST_STAMP) ## The lanes again, in containers that runc makes
 	SANDBOXKERNEL_TEST_EXECUTOR=runc SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest \

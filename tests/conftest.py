@@ -21,7 +21,7 @@ from tests.support import (
     warm_up,
 )
 
-PRIVILEGED = ("integration", "escape", "conformance", "browser", "vm")
+PRIVILEGED = ("integration", "escape", "conformance", "hostile", "browser", "vm")
 # What has an alternative, whose tests run instead.
 REVIEWED_SKIPS = frozenset(
     {

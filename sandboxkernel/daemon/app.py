@@ -15,11 +15,12 @@ from typing import Any
 
 from jupyter_core.paths import SYSTEM_CONFIG_PATH
 from tornado import web
-from traitlets import Bool, Dict, Enum, Float, Integer, List, Set, Unicode
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Set, TraitError, Unicode
 from traitlets.config import Application
 
 from sandboxkernel import __version__
 from sandboxkernel.daemon import logformat, systemd
+from sandboxkernel.daemon.configuration import load_configuration
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
@@ -126,8 +127,12 @@ class SandboxKernelDaemon(Application):
         self.parse_command_line(argv)
         command_line: Any = self.config.copy()
         for path in self._config_files():
-            _require_root_owned(path)
-            self.load_config_file(path.stem, path=str(path.parent))
+            settings = load_configuration(path, type(self))
+            try:
+                self.update_config(settings)
+            except TraitError as exc:
+                raise SandboxError(f"configuration file {path}: {exc}") from exc
+            self._loaded_config_files.append(str(path))
         self.update_config(command_line)
 
     def _config_files(self) -> list[Path]:
@@ -152,9 +157,19 @@ class SandboxKernelDaemon(Application):
         asyncio.run(self._serve())
 
     def _policy(self) -> Policy:
+        try:
+            profiles, grants = parse_profiles(self.profiles), parse_grants(self.grants)
+            if self.default_profile not in profiles:
+                raise SandboxError(
+                    f"default_profile is {self.default_profile!r}, which is no profile",
+                    hint=f"Known: {', '.join(sorted(profiles))}.",
+                )
+        except SandboxError as exc:
+            source = ", ".join(self._loaded_config_files) or "the command line"
+            raise SandboxError(f"configuration of {source}: {exc.message}", hint=exc.hint) from exc
         return Policy(
-            profiles=parse_profiles(self.profiles),
-            grants=parse_grants(self.grants),
+            profiles=profiles,
+            grants=grants,
             default_profile=self.default_profile,
             admins=frozenset(self.admin_groups),
             max_kernels=self.max_kernels,
@@ -330,15 +345,6 @@ def _guest_source(name: str) -> str:
     return resources.files("sandboxruntime.guest").joinpath(name).read_text()
 
 
-def _require_root_owned(path: Path) -> None:
-    info = path.stat()
-    if info.st_uid != 0 or info.st_mode & 0o022:
-        raise SandboxError(
-            f"configuration file {path} is not root's alone to write",
-            hint=f"Run: chown root:root {path} && chmod 644 {path}",
-        )
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the daemon in the foreground."""
     app = SandboxKernelDaemon()
@@ -346,6 +352,10 @@ def main(argv: list[str] | None = None) -> None:
         app.initialize(argv)
         app.start()
     except SandboxError as exc:
+        sys.stderr.write(f"sandboxkerneld: {exc}\n")
+        sys.exit(1)
+    except OSError as exc:  # a full disk, a run directory that cannot be made
+        app.log.debug("", exc_info=exc)
         sys.stderr.write(f"sandboxkerneld: {exc}\n")
         sys.exit(1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.vm.selection import LEFT_OUT, PARTS, WHOLE
 
 ROOT = Path(__file__).resolve().parents[2]
-LANES = ("integration", "escape", "conformance", "browser", "vm")
+LANES = ("integration", "escape", "conformance", "hostile", "browser", "vm")
 
 
 def names(file: str) -> set[str]:
