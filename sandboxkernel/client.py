@@ -52,6 +52,17 @@ REQUEST_TIMEOUT_S = 300.0
 T = TypeVar("T")
 
 
+@contextlib.contextmanager
+def _answering(method: str, path: str) -> Iterator[None]:
+    """Raises DaemonUnavailable for an answer that does not come."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as exc:
+        raise DaemonUnavailable(
+            f"the daemon did not answer {method} {path}: {exc or type(exc).__name__}"
+        ) from exc
+
+
 class SandboxClient:
     """Talks to one daemon. Thread-safe: every call has a connection of its own.
 
@@ -71,6 +82,8 @@ class SandboxClient:
         data = None if body is None else msgspec.json.encode(body)
         try:
             connection.request(method, path, data, {"Content-Type": "application/json"})
+        except BrokenPipeError:
+            pass  # it has been turned away, and the answer says why
         except OSError as exc:
             connection.close()
             raise unavailable(self.socket_path, exc) from exc
@@ -79,13 +92,9 @@ class SandboxClient:
     def _call(self, method: str, path: str, body: object = None) -> bytes:
         connection = self._send(method, path, body, timeout_s=self._timeout_s)
         with contextlib.closing(connection):
-            try:
+            with _answering(method, path):
                 response = connection.getresponse()
                 data = response.read()
-            except (OSError, http.client.HTTPException) as exc:
-                raise DaemonUnavailable(
-                    f"the daemon did not answer {method} {path}: {exc or type(exc).__name__}"
-                ) from exc
             if response.status >= http.client.BAD_REQUEST:
                 raise error_from_response(response.status, data)
             return data
@@ -100,7 +109,8 @@ class SandboxClient:
         """Lines of a streamed reply; an error line of the daemon is raised."""
         connection = self._send(method, path, body, timeout_s=None)
         with contextlib.closing(connection):
-            response = connection.getresponse()
+            with _answering(method, path):
+                response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:
                 raise error_from_response(response.status, response.read())
             for line in response:

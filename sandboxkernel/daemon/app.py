@@ -20,6 +20,7 @@ from traitlets.config import Application
 
 from sandboxkernel import __version__
 from sandboxkernel.daemon import logformat, systemd
+from sandboxkernel.daemon.admission import Admission, raise_descriptor_limit
 from sandboxkernel.daemon.configuration import load_configuration
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
@@ -70,6 +71,9 @@ class SandboxKernelDaemon(Application):
     default_profile = Unicode("default", help="Profile of kernels that name none.").tag(config=True)
     admin_groups = Set(Unicode(), help="Groups whose members see every sandbox.").tag(config=True)
     max_kernels = Integer(1000, min=1, help="Sandboxes at once on this host.").tag(config=True)
+    max_connections = Integer(
+        2048, min=16, help="Connections, and requests in progress, of one user who is not root."
+    ).tag(config=True)
     max_zygotes = Integer(
         8, min=0, help="Prepared processes to fork kernels from; 0: every start is a cold one."
     ).tag(config=True)
@@ -178,6 +182,7 @@ class SandboxKernelDaemon(Application):
 
     async def _serve(self) -> None:
         policy = self._policy()
+        descriptors = raise_descriptor_limit()
         paths = Paths.from_environment()
         async with contextlib.AsyncExitStack() as stack:
             mode = 0o600 if self.embedded else self.socket_mode
@@ -194,7 +199,8 @@ class SandboxKernelDaemon(Application):
             application = web.Application(
                 list(handlers(services)), default_handler_class=NotFoundHandler
             )
-            server = make_server(application)
+            admission = Admission(per_user=self.max_connections, total=descriptors // 2)
+            server = make_server(application, admission)
             server.add_socket(sock)
             stack.callback(server.stop)
             loop = asyncio.get_running_loop()

@@ -7,9 +7,9 @@ import grp
 import logging
 import os
 import pwd
+import select
 import socket
 import stat
-import struct
 import time
 import uuid
 from collections.abc import Awaitable
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from tornado import httpserver, iostream, web
+from tornado import iostream, web
 
+from sandboxkernel.daemon.admission import Admission, AdmittingServer, peer_of
 from sandboxkernel.daemon.logformat import about, serving
 from sandboxkernel.errors import (
     PayloadTooLarge,
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 BODY_MAX = 4 * 1024 * 1024  # bytes: an environment of 2 MiB and its JSON
 BODY_TIMEOUT_S = 30.0
+HANG_UP_CHECK_S = 60.0  # between looks at whether the caller of a long request is still there
 IDLE_CONNECTION_S = 300.0
 SUBJECT_CACHE_S = 30.0
 _NDJSON = "application/x-ndjson"
@@ -95,9 +97,10 @@ def bind_api_socket(path: Path, mode: int) -> socket.socket:
     return sock
 
 
-def make_server(application: web.Application) -> httpserver.HTTPServer:
-    """A server with limits on every request."""
-    return httpserver.HTTPServer(
+def make_server(application: web.Application, admission: Admission) -> AdmittingServer:
+    """A server with limits on every request and every user."""
+    application.settings["admission"] = admission
+    server = AdmittingServer(
         application,
         max_body_size=BODY_MAX,
         max_buffer_size=BODY_MAX + 64 * 1024,
@@ -105,12 +108,15 @@ def make_server(application: web.Application) -> httpserver.HTTPServer:
         idle_connection_timeout=IDLE_CONNECTION_S,
         body_timeout=BODY_TIMEOUT_S,
     )
+    server.admit_by(admission, BODY_MAX)
+    return server
 
 
-def _peer(stream: iostream.IOStream) -> tuple[int, int, int]:
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", raw)
-    return pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
+def _has_hung_up(stream: iostream.IOStream) -> bool:
+    """Asked of Linux: tornado does not look while it holds bytes of a next request (poll(2))."""
+    poller = select.poll()
+    poller.register(stream.socket, 0)  # POLLHUP and POLLERR are always told
+    return bool(poller.poll(0))
 
 
 class BaseHandler(web.RequestHandler):
@@ -123,9 +129,14 @@ class BaseHandler(web.RequestHandler):
         self._gone = asyncio.Event()
         if self._stream().closed():
             raise web.Finish
-        _, uid, gid = _peer(self._stream())
+        _, uid, gid = peer_of(self._stream())
         self.caller = subject_of(uid, gid)
         serving(request=uuid.uuid4().hex[:8], user=self.caller.name)
+
+    def on_finish(self) -> None:
+        """Nothing of the request is held any more."""
+        admission: Admission = self.settings["admission"]
+        admission.end(self.request.connection)
 
     def _stream(self) -> iostream.IOStream:
         connection: Any = self.request.connection
@@ -202,7 +213,12 @@ class BaseHandler(web.RequestHandler):
             await asyncio.sleep(0)
             if self.gone:
                 self._gone.set()
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not task.done() and not self._gone.is_set():
+                await asyncio.wait(
+                    {task, gone}, timeout=HANG_UP_CHECK_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self.gone or _has_hung_up(self._stream()):
+                    self._gone.set()
             if task.done():
                 return await task
             task.cancel()

@@ -1,0 +1,49 @@
+"""Callers who leave bytes of a next request behind, of whose hang-up tornado does not tell."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from tornado import web
+
+from sandboxkernel.daemon import server
+from sandboxkernel.daemon.admission import Admission
+from sandboxkernel.daemon.server import BaseHandler, bind_api_socket, make_server
+from tests.support import DEADLINE_S
+
+WAIT = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Waiting(BaseHandler):
+    begun: asyncio.Event
+    ended: asyncio.Event
+
+    async def get(self) -> None:
+        self.begun.set()
+        assert await self.unless_gone(asyncio.Event().wait()) is None
+        self.ended.set()
+
+
+@pytest.mark.parametrize("rest", [b"", b"G", WAIT * 3])
+def test_a_hang_up_is_noticed_whatever_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    monkeypatch.setattr(server, "HANG_UP_CHECK_S", 0.01)
+
+    async def main() -> None:
+        Waiting.begun, Waiting.ended = asyncio.Event(), asyncio.Event()
+        path = tmp_path / "s"
+        served = make_server(web.Application([("/", Waiting)]), Admission(per_user=9, total=9))
+        served.add_socket(bind_api_socket(path, 0o600))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(WAIT + rest)
+            await Waiting.begun.wait()
+        await asyncio.wait_for(Waiting.ended.wait(), DEADLINE_S)
+        served.stop()
+        await served.close_all_connections()
+
+    asyncio.run(main())
