@@ -38,7 +38,15 @@ def describe_exit(
         return ExitInfo(reason="signaled", signal=9, message="killed (SIGKILL)", **common)
     if os.WIFSIGNALED(wait_status):
         signum = os.WTERMSIG(wait_status)
-        name = signal.Signals(signum).name if signum in signal.valid_signals() else str(signum)
-        return ExitInfo(reason="signaled", signal=signum, message=f"killed ({name})", **common)
+        message = f"killed ({_name(signum)})"
+        return ExitInfo(reason="signaled", signal=signum, message=message, **common)
     code = os.WEXITSTATUS(wait_status)
     return ExitInfo(reason="exited", code=code, message=f"exited with code {code}", **common)
+
+
+def _name(signum: int) -> str:
+    """As people know it; signal(7) has names for the first and the last of the real-time ones only."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"SIGRTMIN+{signum - signal.SIGRTMIN}" if signum > signal.SIGRTMIN else str(signum)
