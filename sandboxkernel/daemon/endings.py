@@ -45,7 +45,7 @@ def describe_exit(
 
 
 def _name(signum: int) -> str:
-    """As people know it; signal(7) has names for the first and the last of the real-time ones only."""
+    """As people know it: of the real-time ones, the first and the last alone have names."""
     try:
         return signal.Signals(signum).name
     except ValueError:

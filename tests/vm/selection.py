@@ -75,6 +75,7 @@ LEFT_OUT = {
     "tests/conformance/test_fork_hygiene.py": "compares Python processes with each other",
     "tests/conformance/test_jupyter_kernel.py": "the protocol of ipykernel; minutes here",
     "tests/hostile/test_configuration.py": "files of the daemon's, read by the daemon",
+    "tests/hostile/test_fuzz.py": "requests and words; minutes here",
     "tests/hostile/test_http.py": "the daemon's HTTP; thousands of connections",
     "tests/integration/test_descriptors.py": "1100 descriptors in a client and in the event loop",
     "tests/integration/test_confinement_primitives.py::test_programs_work_confined[node]": (
