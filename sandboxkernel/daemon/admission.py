@@ -1,7 +1,7 @@
 """How much of the daemon one user may take: connections, requests, bytes of bodies. tornado.
 
-Users share one event loop, one memory and one table of descriptors. Root is not counted, so that an
-administrator gets in whatever users do.
+Users share one event loop, one memory and one table of descriptors. Root gets
+in whatever users do.
 """
 
 from __future__ import annotations
@@ -25,13 +25,22 @@ __all__ = ["BODIES_MAX", "Admission", "AdmittingServer", "peer_of", "raise_descr
 
 BODIES_MAX = 64 * 1024 * 1024  # bytes of one user's requests in progress
 _RETRY_S = 1
+_DESCRIPTORS_MIN = 512  # of which a start uses some by number
 _NR_OPEN = 1 << 20  # what no limit means (proc_sys_fs(5))
 _FORMS = ("application/x-www-form-urlencoded", "multipart/")
 
 
 def raise_descriptor_limit() -> int:
-    """Take as many descriptors as are allowed (getrlimit(2)); returns how many these are."""
+    """Take as many descriptors as are allowed (getrlimit(2)); returns how many these are.
+
+    Raises SandboxError where these are too few to start anything.
+    """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= hard < _DESCRIPTORS_MIN:
+        raise SandboxError(
+            f"the limit of open files is {hard}, below {_DESCRIPTORS_MIN}",
+            hint="Raise LimitNOFILE of the service, or `ulimit -n` of the shell.",
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return _NR_OPEN if hard == resource.RLIM_INFINITY else hard
 
@@ -50,10 +59,15 @@ class _Request:
 
 
 class Admission:
-    """Who has what. `per_user` connections, and as many requests; `total` connections of users."""
+    """Who has what: `per_user` connections, and as many requests in progress.
 
-    def __init__(self, *, per_user: int, total: int) -> None:
-        self._per_user, self._total = min(per_user, total), total
+    Of the daemon's descriptors, all users together take half, root another quarter; the rest is for
+    what the daemon does.
+    """
+
+    def __init__(self, *, per_user: int, descriptors: int) -> None:
+        self._users, self._everybody = descriptors // 2, descriptors // 4 * 3
+        self._per_user = min(per_user, self._users)
         self._connections: Counter[int] = Counter()
         self._requests: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -63,13 +77,13 @@ class Admission:
         """Count a connection. Raises ResourcesExhausted when it is one too many."""
         if uid:
             self._check(self._connections[uid], self._per_user, uid, "connections")
-            if self._connections.total() >= self._total:
-                raise ResourcesExhausted(
-                    f"all {self._total} connections of users are taken",
-                    hint="Raise the daemon's limit of open files (LimitNOFILE).",
-                    retry_after_s=_RETRY_S,
-                )
-            self._connections[uid] += 1
+        if self._connections.total() >= (self._users if uid else self._everybody):
+            raise ResourcesExhausted(
+                f"all {self._connections.total()} connections are taken",
+                hint="Raise the daemon's limit of open files (LimitNOFILE).",
+                retry_after_s=_RETRY_S,
+            )
+        self._connections[uid] += 1
 
     def disconnect(self, uid: int) -> None:
         """The connection has ended."""

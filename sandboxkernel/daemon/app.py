@@ -199,7 +199,7 @@ class SandboxKernelDaemon(Application):
             application = web.Application(
                 list(handlers(services)), default_handler_class=NotFoundHandler
             )
-            admission = Admission(per_user=self.max_connections, total=descriptors // 2)
+            admission = Admission(per_user=self.max_connections, descriptors=descriptors)
             server = make_server(application, admission)
             server.add_socket(sock)
             stack.callback(server.stop)

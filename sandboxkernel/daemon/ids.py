@@ -7,10 +7,14 @@ owner that were overlooked must not become somebody else's.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+from typing import Annotated
 
-from sandboxkernel.errors import ResourcesExhausted
+import msgspec
+from msgspec import Meta
+
+from sandboxkernel.daemon.lease import replace_file
+from sandboxkernel.errors import ResourcesExhausted, SandboxError
 
 __all__ = ["RANGE_SIZE", "IdRanges"]
 
@@ -26,9 +30,7 @@ class IdRanges:
         self._count = count
         self._slots: dict[str, int] = {}
         if path.exists():
-            self._slots = {
-                str(uid): int(slot) for uid, slot in json.loads(path.read_text()).items()
-            }
+            self._slots = _read(path)
 
     def base_of(self, uid: int) -> int:
         """The first host id of a user's range; allocates it on first use.
@@ -48,12 +50,21 @@ class IdRanges:
 
     def _save(self, slots: dict[str, int]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(fd, json.dumps(slots, indent=1).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps(slots, indent=1).encode(), durable=True)
         self._slots = slots
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Uid to slot. A file that says something else stops the daemon: it must not guess."""
+    try:
+        slots = msgspec.json.decode(path.read_bytes(), type=dict[str, Annotated[int, Meta(ge=0)]])
+        if len(set(slots.values())) < len(slots):
+            raise ValueError("two users have the same range")
+        if not all(uid.isascii() and uid.isdecimal() for uid in slots):
+            raise ValueError("a name in it is not a uid")
+    except (OSError, ValueError) as exc:  # MsgspecError is a ValueError
+        raise SandboxError(
+            f"cannot read {path}, which says what host ids each user's files have: {exc}",
+            hint="Restore it from a backup: with other ids, users would get one another's files.",
+        ) from exc
+    return slots

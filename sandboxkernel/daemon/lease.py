@@ -7,6 +7,7 @@ live in namespaces that end with the processes (rootfs.py).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from sandboxkernel.daemon.plan import Ground
 from sandboxkernel.models import ExitInfo, KernelCreate
 from sandboxruntime.spec import Spec
 
-__all__ = ["KernelRecord", "Lease", "LeaseJournal", "Record", "Started", "boot_id"]
+__all__ = ["KernelRecord", "Lease", "LeaseJournal", "Record", "Started", "boot_id", "replace_file"]
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,26 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Put a file in the place of another, whole or not at all. `durable`: also in a power cut.
+
+    Raises OSError, of a full disk too: write(2) by itself writes what there is room for.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(fd)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 class LeaseJournal:
     """One file per lease under `directory`. It holds keys: it is root's alone."""
 
@@ -101,13 +122,12 @@ class LeaseJournal:
     def write(
         self, lease: Lease, kernel: KernelRecord | None = None, started: Started | None = None
     ) -> None:
-        """Record a lease before anything that it names is acquired, and again as it changes."""
+        """Record a lease before anything that it names is acquired, and again as it changes.
+
+        Raises OSError when there is no room for it, and keeps the record that was there.
+        """
         record = Record(boot=self._boot, lease=lease, kernel=kernel, started=started)
-        temporary = self._directory / f".{lease.id}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb", buffering=0) as stream:
-            stream.write(msgspec.json.encode(record))
-        temporary.replace(self._directory / lease.id)
+        replace_file(self._directory / lease.id, msgspec.json.encode(record))
 
     def forget(self, lease_id: str) -> None:
         """Drop the record of a lease that has been given back. Idempotent."""
@@ -117,10 +137,14 @@ class LeaseJournal:
         """What former daemons left. A file that cannot be read is kept, and the log names it."""
         for name in sorted(os.listdir(self._directory)):
             path = self._directory / name
-            if name.startswith("."):  # a daemon was killed before it was renamed
-                path.unlink()
-                continue
             try:
-                yield msgspec.json.decode(path.read_bytes(), type=Record)
-            except (OSError, msgspec.MsgspecError) as exc:
+                if name.startswith("."):  # a daemon was killed before it was renamed
+                    path.unlink()
+                    continue
+                record = msgspec.json.decode(path.read_bytes(), type=Record)
+                if record.lease.id != name:
+                    raise ValueError(f"it is of lease {record.lease.id!r}")
+            except (OSError, ValueError, RecursionError) as exc:  # MsgspecError is a ValueError
                 log.error("cannot read %s, what it names is left alone: %s", path, exc)
+                continue
+            yield record

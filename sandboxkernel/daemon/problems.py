@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +13,23 @@ from sandboxkernel.errors import (
     KernelNotRunning,
     KernelStartFailed,
     RequestError,
+    ResourcesExhausted,
     SandboxError,
     WorkFolderError,
 )
 from sandboxruntime import errors as runtime
 
-__all__ = ["CONVERSIONS", "convert", "error_from_launcher"]
+__all__ = ["CONVERSIONS", "convert", "error_from_launcher", "exhausted"]
 
+RETRY_S = 5
+# What the host has run out of (errno(3)), and what helps.
+_EXHAUSTED = {
+    errno.ENOSPC: "Free space where the daemon keeps its data: sandboxkernel system df.",
+    errno.EDQUOT: "Free space where the daemon keeps its data: sandboxkernel system df.",
+    errno.EMFILE: "Raise the daemon's limit of open files (LimitNOFILE).",
+    errno.ENFILE: "Raise the host's limit of open files (fs.file-max).",
+    errno.ENOMEM: "Free memory, or end kernels.",
+}
 DOCTOR_HINT = "Run `sandboxkernel doctor` on the host."
 
 
@@ -66,3 +78,15 @@ def error_from_launcher(error: dict[str, Any]) -> SandboxError:
 def convert(exc: runtime.ContainerError) -> SandboxError:
     """The product's error for one raised in this process."""
     return CONVERSIONS[type(exc).__name__](str(exc), vars(exc))
+
+
+def exhausted(exc: BaseException | None) -> ResourcesExhausted | None:
+    """The product's error where the host has run out of something; None for everything else."""
+    code = errno.ENOMEM if isinstance(exc, MemoryError) else getattr(exc, "errno", None) or 0
+    if not isinstance(exc, OSError | MemoryError) or code not in _EXHAUSTED:
+        return None
+    return ResourcesExhausted(
+        f"the host has run out: {os.strerror(code).lower()}",
+        hint=_EXHAUSTED[code],
+        retry_after_s=RETRY_S,
+    )

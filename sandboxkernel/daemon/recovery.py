@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import os
 import shutil
 import time
 from collections import Counter
@@ -67,12 +68,18 @@ def fate_of(record: Record, boot: str) -> Fate:
 def forget_former_boots(scratch_dir: Path) -> None:
     """Delete the scratch layers from before the host was booted: nobody uses them any more."""
     marker, now = scratch_dir / BOOT_FILE, boot_id()
-    if marker.exists() and marker.read_text() == now:
+    if marker.exists() and marker.read_bytes() == now.encode():
         return
     for path in scratch_dir.iterdir():
         if path != marker:
             shutil.rmtree(path, ignore_errors=True)
-    marker.write_text(now)
+    # In its own place: a name or a block more is not to be had on a full disk.
+    fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, now.encode(), 0)
+        os.ftruncate(fd, len(now))
+    finally:
+        os.close(fd)
 
 
 async def recover(journal: LeaseJournal, kernels: Kernels, runtime: Runtime) -> Recovered:

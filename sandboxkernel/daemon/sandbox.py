@@ -116,12 +116,12 @@ class Sandbox:
         self.state, self.exit, self.asked_to_end = "starting", None, False
         self.generation += 1
         self._exited.clear()
-        if self.generation > 1:  # of a first start nobody has been told yet
-            self._record()
-        self.name_sockets()
-        if self.sockets is not None:
-            self.sockets.open()
         try:
+            if self.generation > 1:  # of a first start nobody has been told yet
+                self._record()
+            self.name_sockets()
+            if self.sockets is not None:
+                self.sockets.open()
             await self._launch_warm_or_cold()
             self.started_at = datetime.now(UTC)
             if self.state == "starting":  # its exit may have been reported already

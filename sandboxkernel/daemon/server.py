@@ -22,6 +22,7 @@ from tornado import iostream, web
 
 from sandboxkernel.daemon.admission import Admission, AdmittingServer, peer_of
 from sandboxkernel.daemon.logformat import about, serving
+from sandboxkernel.daemon.problems import exhausted
 from sandboxkernel.errors import (
     PayloadTooLarge,
     RequestError,
@@ -260,6 +261,13 @@ class BaseHandler(web.RequestHandler):
             error = RequestError(reason or HTTPStatus(status_code).phrase.lower())
             error.status = status_code  # type: ignore[misc]  # 404 and 405 of the router
             return error
+        out_of = exhausted(exc)
+        if out_of is not None:
+            log.error(
+                "%s %s: %s", self.request.method, self.request.path, exc,
+                extra=about(code=out_of.code),
+            )  # fmt: skip
+            return out_of
         reference = uuid.uuid4().hex[:12]
         log.error("internal error %s", reference, exc_info=exc, extra=about(code=SandboxError.code))
         return SandboxError(

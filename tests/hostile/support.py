@@ -95,7 +95,7 @@ def unharmed(daemon: RunningDaemon) -> Iterator[None]:
     before = descriptors(daemon)
     yield
     assert daemon.process.poll() is None
-    assert answers(daemon)
+    wait_until(lambda: answers(daemon), what="an answer, when the connections have been given back")
 
     def back() -> bool:
         now = descriptors(daemon)

@@ -36,7 +36,9 @@ def test_a_hang_up_is_noticed_whatever_was_sent(
     async def main() -> None:
         Waiting.begun, Waiting.ended = asyncio.Event(), asyncio.Event()
         path = tmp_path / "s"
-        served = make_server(web.Application([("/", Waiting)]), Admission(per_user=9, total=9))
+        served = make_server(
+            web.Application([("/", Waiting)]), Admission(per_user=9, descriptors=512)
+        )
         served.add_socket(bind_api_socket(path, 0o600))
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
