@@ -6,11 +6,12 @@ import re
 
 from sandboxkernel.errors import LimitError
 
-__all__ = ["format_size", "parse_cpus", "parse_size"]
+__all__ = ["format_size", "parse_cpus", "parse_size", "shown"]
 
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
 _SIZE_MAX = 1 << 60
+_BITS_SHOWN, _TEXT_SHOWN = 128, 100
 
 
 def parse_size(text: str | int, *, field: str = "size") -> int:
@@ -27,8 +28,15 @@ def parse_size(text: str | int, *, field: str = "size") -> int:
             )
         value = int(float(match.group(1)) * _SUFFIXES[match.group(2).upper()])
     if not 0 <= value <= _SIZE_MAX:
-        raise LimitError(f"{field} is {value}, outside 0 to {_SIZE_MAX} bytes", field=field)
+        raise LimitError(f"{field} is {shown(value)}, outside 0 to {_SIZE_MAX} bytes", field=field)
     return value
+
+
+def shown(value: object) -> str:
+    """A value for an error's message. Python refuses to write whole numbers of 4300 digits out."""
+    if isinstance(value, int) and value.bit_length() > _BITS_SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:_TEXT_SHOWN]
 
 
 def parse_cpus(text: str | float, *, field: str = "cpus") -> float:

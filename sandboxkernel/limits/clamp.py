@@ -6,12 +6,11 @@ maximum is lowered to it without an error: the notebook runs, with what its owne
 
 from __future__ import annotations
 
-import math
 from typing import TypeVar
 
 from sandboxkernel.errors import LimitError
 from sandboxkernel.models import IoLimit, Limits
-from sandboxkernel.units import format_size
+from sandboxkernel.units import format_size, shown
 
 __all__ = ["BOUNDS", "IO_BOUNDS", "check_wish", "clamp", "most"]
 
@@ -48,9 +47,10 @@ def check_wish(limits: Limits, *, where: str = "limits") -> None:
 def _check(value: float | None, field: str, least: float, greatest: float, unit: str) -> None:
     if value is None:
         return
-    if not math.isfinite(value) or not least <= value <= greatest:
+    if not least <= value <= greatest:  # nan is not, either
+        bounds = f"{_amount(least, unit)} to {_amount(greatest, unit)}"
         raise LimitError(
-            f"{field} is {value!r}, outside {_amount(least, unit)} to {_amount(greatest, unit)}",
+            f"{field} is {shown(value)}, outside {bounds}",
             hint=f"Ask for at least {_amount(least, unit)}, or leave it out for the default.",
             field=field,
         )

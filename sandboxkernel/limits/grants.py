@@ -15,8 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
+
 from sandboxkernel.errors import RequestError
-from sandboxkernel.limits.profiles import parse_limits
+from sandboxkernel.limits.profiles import checked, parse_limits
 from sandboxkernel.models import Limits
 
 __all__ = ["EVERYBODY", "Grant", "Subject", "granted", "parse_grants"]
@@ -55,6 +57,14 @@ class Grant:
         return "*" in self.profiles or profile in self.profiles
 
 
+class _GrantTypes(Struct):
+    user: str = ""
+    group: str = ""
+    profiles: list[str] = []
+    max_kernels: Any = None
+    ceiling: dict[str, Any] = {}
+
+
 EVERYBODY = Grant(user="*")
 
 
@@ -65,6 +75,7 @@ def granted(grants: Iterable[Grant], subject: Subject) -> Grant | None:
 
 def parse_grants(raw: Iterable[Mapping[str, Any]]) -> tuple[Grant, ...]:
     """Grants of the configuration, in order. No grants at all: everybody may use everything."""
+    checked("grants", raw, list[dict[str, Any]])
     grants = tuple(_parse_grant(f"grants[{index}]", item) for index, item in enumerate(raw))
     return grants or (EVERYBODY,)
 
@@ -75,6 +86,7 @@ def _parse_grant(where: str, raw: Mapping[str, Any]) -> Grant:
         raise RequestError(f"{where} has unknown members {sorted(unknown)}", field=where)
     if ("user" in raw) == ("group" in raw):
         raise RequestError(f"{where} needs either user or group", field=where)
+    checked(where, raw, _GrantTypes)
     max_kernels = raw.get("max_kernels", EVERYBODY.max_kernels)
     if not isinstance(max_kernels, int) or isinstance(max_kernels, bool) or max_kernels < 1:
         raise RequestError(f"{where}.max_kernels is {max_kernels!r}, not 1 or more", field=where)

@@ -21,10 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from sandboxkernel.errors import LimitError, RequestError
 from sandboxkernel.limits.clamp import check_wish, clamp
 from sandboxkernel.models import PROFILE_PATTERN, IoLimit, Limits
-from sandboxkernel.units import parse_size
+from sandboxkernel.units import parse_size, shown
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -32,11 +35,13 @@ __all__ = [
     "NATIVE",
     "Profile",
     "ProfileMount",
+    "checked",
     "parse_limits",
     "parse_profiles",
 ]
 
 MIB = 1 << 20
+_NUMBER_MAX = 1 << 62
 # What a kernel gets when nobody configured anything: enough for a course, not for a machine.
 DEFAULT_LIMITS = Limits(
     memory_bytes=2048 * MIB,
@@ -107,6 +112,36 @@ EXECUTORS = (NATIVE, "runc")
 DEFAULT_PROFILE = Profile(name="default", description="Sandboxed Python")
 
 
+class _MountTypes(Struct, forbid_unknown_fields=True):
+    source: str
+    destination: str = ""
+    read_only: bool = True
+
+
+class _ProfileTypes(Struct):
+    """Words are no lists, and "no" is not yes: both would be taken for something else."""
+
+    description: str = ""
+    image: str = ""
+    limits: dict[str, Any] = {}
+    maximum: dict[str, Any] = {}
+    mounts: list[_MountTypes] = []
+    work_folders: list[str] = []
+    home: str = ""
+    ephemeral: bool = False
+    env: dict[str, str | int | float] = {}
+    zygote: str = ""
+    preload: list[str] = []
+
+
+def checked(where: str, raw: object, kind: Any) -> None:
+    """Raise RequestError unless a part of the configuration has the types of `kind`."""
+    try:
+        msgspec.convert(raw, kind)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise RequestError(f"{where}: {exc}", field=where) from exc
+
+
 def parse_limits(raw: Mapping[str, Any], *, where: str) -> Limits:
     """Limits as people write them ("2G", 0.5) to a checked model."""
     values: dict[str, Any] = {}
@@ -132,13 +167,16 @@ def parse_limits(raw: Mapping[str, Any], *, where: str) -> Limits:
 def _number(value: Any, field_name: str, *, whole: bool) -> Any:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         kind = "a whole number" if whole else "a number"
-        raise LimitError(f"{field_name} is {value!r}, not {kind}", field=field_name)
-    return value if whole else float(value)
+        raise LimitError(f"{field_name} is {shown(value)}, not {kind}", field=field_name)
+    if whole or not -_NUMBER_MAX < value < _NUMBER_MAX:
+        return value  # and refused by its bounds
+    return float(value)
 
 
 def parse_profiles(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]:
     """Profiles of the configuration by name. "default" exists unless it is redefined."""
     profiles = {DEFAULT_PROFILE.name: DEFAULT_PROFILE}
+    checked("profiles", raw, dict[str, Any])
     for name, members in raw.items():
         profiles[name] = _parse_profile(name, members)
     return profiles
@@ -146,6 +184,7 @@ def parse_profiles(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]:
 
 def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
     where = f"profiles.{name}"
+    checked(where, raw, dict[str, Any])
     if not re.match(PROFILE_PATTERN, name):
         raise RequestError(f"profile name {name!r} does not match {PROFILE_PATTERN}", field=where)
     known = set(Profile.__dataclass_fields__) - {"name"}
@@ -156,6 +195,7 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
             hint=f"Known: {', '.join(sorted(known))}.",
             field=where,
         )
+    checked(where, raw, _ProfileTypes)
     limits = clamp(
         parse_limits(raw.get("limits", {}), where=f"{where}.limits"), DEFAULT_LIMITS, Limits()
     )
