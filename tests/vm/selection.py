@@ -74,6 +74,7 @@ LEFT_OUT = {
     "tests/conformance/test_clients.py": "clients see the provisioner, not the host; minutes here",
     "tests/conformance/test_fork_hygiene.py": "compares Python processes with each other",
     "tests/conformance/test_jupyter_kernel.py": "the protocol of ipykernel; minutes here",
+    "tests/hostile/test_clock.py": "the daemon alone, with a clock of its own",
     "tests/hostile/test_configuration.py": "files of the daemon's, read by the daemon",
     "tests/hostile/test_fuzz.py": "requests and words; minutes here",
     "tests/hostile/test_http.py": "the daemon's HTTP; thousands of connections",
