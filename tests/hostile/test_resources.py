@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from sandboxkernel.errors import ResourcesExhausted, SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart
-from tests.hostile.support import connect
+from tests.hostile.support import answers, connect, read_reply
 from tests.support import (
     DEADLINE_S,
     ROOT,
@@ -212,3 +213,34 @@ def test_without_id_ranges_a_new_user_is_refused(daemon: RunningDaemon) -> None:
             assert list(running.client().kernels()) == []
     finally:
         subprocess.run(["rm", "-r", str(data)], check=True)
+
+
+def address_space(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmSize:")[1].split()[0]) * 1024
+
+
+def test_without_memory_the_daemon_lives(daemon: RunningDaemon) -> None:
+    """Large bodies all at once, by root, whom no admission bounds."""
+    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as running:
+        pid = running.process.pid
+        kernel = create(running, "bystander", ephemeral=True)
+        bounds = resource.prlimit(pid, resource.RLIMIT_AS)
+        head = b"POST /v1/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (4 * MIB)
+        answered = []
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + 24 * MIB, bounds[1]))
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(connect(running, 0)) for _ in range(16)]
+            for sock in held:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    sock.sendall(head + b" " * (4 * MIB - 1))
+            for sock in held:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    sock.sendall(b"x")
+                answered.append(read_reply(sock)[0])
+        assert running.process.poll() is None, running.log_path.read_text()[-3000:]
+        assert set(answered) != {400}, "nothing was short of memory"
+        wait_until(lambda: answers(running), what="an answer to others")
+        resource.prlimit(pid, resource.RLIMIT_AS, bounds)
+        assert works(running, kernel)
+        running.client().remove(kernel.id)
