@@ -19,7 +19,13 @@ from typing import Any
 import msgspec
 from tornado import httpserver, httputil, iostream
 
-from sandboxkernel.errors import PayloadTooLarge, ResourcesExhausted, SandboxError
+from sandboxkernel.daemon.subids import SubordinateIds
+from sandboxkernel.errors import (
+    NotPermitted,
+    PayloadTooLarge,
+    ResourcesExhausted,
+    SandboxError,
+)
 
 __all__ = ["BODIES_MAX", "Admission", "AdmittingServer", "peer_of", "raise_descriptor_limit"]
 
@@ -65,7 +71,10 @@ class Admission:
     what the daemon does.
     """
 
-    def __init__(self, *, per_user: int, descriptors: int) -> None:
+    def __init__(
+        self, *, per_user: int, descriptors: int, subordinate: SubordinateIds | None = None
+    ) -> None:
+        self._subordinate = subordinate or SubordinateIds()
         self._users, self._everybody = descriptors // 2, descriptors // 4 * 3
         self._per_user = min(per_user, self._users)
         self._connections: Counter[int] = Counter()
@@ -74,7 +83,16 @@ class Admission:
         self._admitted: dict[object, _Request] = {}
 
     def connect(self, uid: int) -> None:
-        """Count a connection. Raises ResourcesExhausted when it is one too many."""
+        """Count a connection. Raises ResourcesExhausted when it is one too many.
+
+        Raises NotPermitted for a subordinate id, with which one person would be many.
+        """
+        owner = self._subordinate.owner_of(uid)
+        if owner is not None:
+            raise NotPermitted(
+                f"uid {uid} is a subordinate id of {owner}",
+                hint="Call from outside of the container or user namespace.",
+            )
         if uid:
             self._check(self._connections[uid], self._per_user, uid, "connections")
         if self._connections.total() >= (self._users if uid else self._everybody):
@@ -139,7 +157,7 @@ class AdmittingServer(httpserver.HTTPServer):
         _, uid, _ = peer_of(stream)
         try:
             self._admission.connect(uid)
-        except ResourcesExhausted as exc:
+        except (ResourcesExhausted, NotPermitted) as exc:
             _turn_away(stream, exc)
             return
         self._peers[stream] = uid
@@ -229,7 +247,7 @@ def _problem(exc: SandboxError) -> tuple[dict[str, str], bytes]:
     return fields, body
 
 
-def _turn_away(stream: iostream.IOStream, exc: ResourcesExhausted) -> None:
+def _turn_away(stream: iostream.IOStream, exc: SandboxError) -> None:
     fields, body = _problem(exc)
     head = [f"HTTP/1.1 {exc.status} {_reason(exc)}", *(f"{k}: {v}" for k, v in fields.items())]
     try:
