@@ -122,8 +122,10 @@ class Housekeeping:
         directory = self._paths.scratch_dir
         if not directory.is_dir():
             return []
-        live = {s.id for s in self._kernels.all()}
-        return [p for p in sorted(directory.iterdir()) if everything or p.name not in live]
+        # Looked at first: a lease is written before its scratch layer is made.
+        found = [p for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
+        live = self._kernels.leases()
+        return [p for p in found if everything or p.name not in live]
 
 
 def _blocks_of(tree: Path) -> int:

@@ -133,6 +133,10 @@ class LeaseJournal:
         """Drop the record of a lease that has been given back. Idempotent."""
         (self._directory / lease_id).unlink(missing_ok=True)
 
+    def ids(self) -> set[str]:
+        """Ids of everything that holds, or is about to hold, something."""
+        return {name for name in os.listdir(self._directory) if not name.startswith(".")}
+
     def records(self) -> Iterator[Record]:
         """What former daemons left. A file that cannot be read is kept, and the log names it."""
         for name in sorted(os.listdir(self._directory)):

@@ -100,6 +100,10 @@ class Kernels:
         """Every sandbox, for the daemon itself."""
         return self._sandboxes.values()
 
+    def leases(self) -> set[str]:
+        """Ids of sandboxes, zygotes and spares, also of those being started."""
+        return self._journal.ids()
+
     def visible(self, caller: Subject) -> list[Sandbox]:
         """The caller's sandboxes, oldest first; all of them for an administrator."""
         admin = self.policy.is_admin(caller)

@@ -287,3 +287,16 @@ def test_a_forked_kernel_has_one_keyring_which_its_zygotes_uid_pays_for(
             assert own.client().inspect(kernel.id).start_path == "warm"
         # Linux frees the keyrings of those that have ended a while later.
         wait_until(lambda: keys_of(uid) == 3, what="one keyring a kernel")
+
+
+def test_a_prune_leaves_what_zygotes_live_in(daemon: RunningDaemon) -> None:
+    warm_up(daemon)
+    zygotes = [zygote.id for zygote in daemon.client().zygotes().zygotes]
+    scratch = daemon.data_dir / "scratch"
+    stale = scratch / "0123456789ab"
+    stale.mkdir()
+    assert all((scratch / zygote).is_dir() for zygote in zygotes)  # or there is nothing to see
+    removed = daemon.client().prune().removed
+    assert f"scratch {stale.name}" in removed and not stale.exists()
+    assert "scratch .boot" not in removed
+    assert all((scratch / zygote).is_dir() for zygote in zygotes)
