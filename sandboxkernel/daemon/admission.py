@@ -198,7 +198,7 @@ class _Admitted(httputil.HTTPMessageDelegate):
         self, start_line: Any, headers: httputil.HTTPHeaders
     ) -> Awaitable[None] | None:
         if headers.get("Content-Type", "").lower().startswith(_FORMS):
-            # tornado would parse it, a million fields if need be, and nothing here reads forms.
+            # tornado would parse it, older ones without a bound, and nothing here reads forms.
             del headers["Content-Type"]
         length = headers.get("Content-Length", "0")
         unknown = "Transfer-Encoding" in headers or re.fullmatch(r"\d{1,18}", length) is None
