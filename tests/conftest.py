@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import support
 from tests.support import (
@@ -59,6 +60,10 @@ c.SandboxKernelDaemon.profiles = {
     "rooted": {"work_folders": ["/srv/sandboxkernel-tests"]},
 }
 """
+
+
+settings.register_profile("untimed", deadline=None)  # tests do not assert times
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

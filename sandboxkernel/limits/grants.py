@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from sandboxkernel.errors import RequestError
 from sandboxkernel.limits.profiles import checked, parse_limits
@@ -57,9 +57,12 @@ class Grant:
         return "*" in self.profiles or profile in self.profiles
 
 
+_Name = Annotated[str, Meta(min_length=1)]
+
+
 class _GrantTypes(Struct):
-    user: str = ""
-    group: str = ""
+    user: _Name = "*"
+    group: _Name = "*"
     profiles: list[str] = []
     max_kernels: Any = None
     ceiling: dict[str, Any] = {}
