@@ -33,7 +33,7 @@ PACKAGES = (
     "runc", "golang-github-opencontainers-specs-dev",
 )  # fmt: skip
 # Checked on the host: nothing of the machine's.
-NOT_NEEDED = ("mypy", "ruff")
+NOT_NEEDED = ("mypy", "ruff", "schemathesis>=4")
 ALSO_NEEDED = ("jupyter_server",)  # of tests/conformance; on the host it comes with JupyterLab
 GUEST_VENV = "/opt/jupyter"
 GUEST_IMAGES = "var/tmp/sandboxkernel-tests/images"  # the tests' image store (tests/support.py)
