@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes fuzz docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes fuzz docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -29,7 +29,7 @@ $(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime k
 
 # The programs that tests run in sandboxes (git, compilers, node), another runtime, and OCI's schema.
 $(TEST_STAMP): $(STAMP)
-	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev; fi
+	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev groff-base; fi
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]'
 	@touch $@
 
@@ -83,7 +83,10 @@ test-docker: $(TEST_STAMP) ## Docker drives the OCI command line, beside runc
 	sh tools/apt-install.sh docker.io
 	$(BIN)/python -m pytest tests/docker -q
 
-deb: $(STAMP) ## Build the Debian package into build/
+man: $(STAMP) ## Write the man pages into build/man
+	PYTHONPATH=.:runtime $(BIN)/python tools/build_man.py
+
+deb: man ## Build the Debian package into build/
 	$(BIN)/python tools/build_deb.py
 
 first-hour: $(TEST_STAMP) ## Run docs/first-hour.md in the virtual machine, and write its outputs anew

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import gzip
 import hashlib
 import shutil
 import subprocess
@@ -24,6 +25,11 @@ PROGRAMS = {
     "sandboxkernel": "usr/bin",
     "sandboxkerneld": "usr/sbin",
     "sandboxruntime": "usr/sbin",
+}
+COMPLETIONS = {
+    "bash": "bash-completion/completions/sandboxkernel",
+    "zsh": "zsh/vendor-completions/_sandboxkernel",
+    "fish": "fish/vendor_completions.d/sandboxkernel.fish",
 }
 CONTROL = """\
 Package: sandboxkernel
@@ -133,9 +139,15 @@ def _files(tree: Path, source: Path, wheel: Path) -> None:
     config.mkdir(parents=True)
     debian = Path(__file__).resolve().parents[1] / "packaging/debian"
     shutil.copy(debian / "sandboxkernel_config.py", config)
-    for made, target in (("man", "usr/share/man"), ("completion", "usr/share")):
-        if (source / "build" / made).is_dir():
-            shutil.copytree(source / "build" / made, tree / target, dirs_exist_ok=True)
+    for page in (source / "build/man").glob("*/*"):  # of `make man`
+        target = tree / "usr/share/man" / page.parent.name / f"{page.name}.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress(page.read_bytes(), mtime=0))
+    for shell, place in COMPLETIONS.items():
+        script = tree / "usr/share" / place
+        script.parent.mkdir(parents=True, exist_ok=True)
+        code = f"from sandboxkernel.cli import main; main(['completion', {shell!r}])"
+        script.write_text(_run(sys.executable, "-c", code, cwd=source))
 
 
 def _control(tree: Path, source: Path, version: str, architecture: str) -> None:

@@ -25,7 +25,7 @@ from sandboxruntime.bundles.features import default_config, features
 from sandboxruntime.bundles.records import Record, Records
 from sandboxruntime.errors import ContainerError, SpecError
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 DEFAULT_ROOT = "/run/sandboxruntime"
 VERSION = "1.0.2"  # of the OCI runtime specification
@@ -33,7 +33,7 @@ VERSION = "1.0.2"  # of the OCI runtime specification
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one verb. Returns the exit code: of the program, or 1 with a message."""
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     records = Records(Path(options.root))
     try:
         verb: Callable[[Records, argparse.Namespace], int | None] = options.verb
@@ -55,7 +55,8 @@ def _fail(options: argparse.Namespace, exc: BaseException) -> None:
             log.write((json.dumps(line) if as_json else f"{now} error {text}") + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
     parser = argparse.ArgumentParser(
         "sandboxruntime",
         description="Run containers of OCI bundles. What a config.json asks for and this runtime "
