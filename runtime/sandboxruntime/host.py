@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from sandboxruntime import landlock, seccomp
 from sandboxruntime.cgroup import Layout, Mode, read_layout
 from sandboxruntime.cgroup import probes as cgroup_probes
 from sandboxruntime.errors import ContainerError
+from sandboxruntime.oci import find_program
 
 __all__ = ["Feature", "main", "probe"]
 
@@ -108,6 +110,16 @@ def _descriptors() -> str:
     return f"hard limit {hard}"
 
 
+def _runc() -> str:
+    program = find_program("runc")
+    done = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+    )
+    if done.returncode:
+        raise OSError(errno.ENOEXEC, f"{program} --version ended with {done.returncode}")
+    return done.stdout.splitlines()[0]
+
+
 def _state_idmap(directory: str) -> str:
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-probe-", dir=directory) as trial:
         probes.in_child(lambda: probes.idmap_directory(trial))
@@ -177,6 +189,10 @@ def _probes(directory: str) -> tuple[_Probe, ...]:
             "idmapped_state", lambda: _state_idmap(directory),
             "layers on disk shared between users' id ranges",
             "keep the state directory on ext4, xfs, btrfs or tmpfs",
+        ),
+        _Probe(
+            "executor_runc", _runc,
+            "profiles whose executor is runc", "apt-get install runc",
         ),
         _Probe(
             "no_new_privs", lambda: probes.in_child(probes.no_new_privs),

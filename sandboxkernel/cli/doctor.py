@@ -28,6 +28,7 @@ OPTIONAL = frozenset(
         "overlay_lowerdir_append",  # layers are named in one option
         "overlay_layer_fds",  # layers are named by private mount points
         "idmapped_tmpfs",  # only for work folders there, whose starts are refused
+        "executor_runc",  # only for profiles with that executor, whose starts are refused
         "file_descriptors",  # fewer kernels at once
         "cgroup_io",  # only for profiles that cap disk traffic, whose starts are refused
         "cgroup_cpuacct",  # CPU use is not counted
