@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,8 +49,12 @@ class Runtime:
         self.bundle.mkdir(parents=True)
         self.config = default_config()
         self.config["root"]["path"] = str(rootfs)
+        self.environment: dict[str, str] = {}
         self.id = f"b{uuid.uuid4().hex[:10]}"
         self.config["linux"]["cgroupsPath"] = f"/{CGROUP_PARENT}/bundles/{self.id}"
+
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT / "runtime"), **self.environment}
 
     def program(self, *args: str) -> None:
         self.config["process"]["args"] = list(args)
@@ -57,19 +62,26 @@ class Runtime:
     def write(self) -> None:
         (self.bundle / "config.json").write_text(json.dumps(self.config))
 
-    def __call__(self, *args: str, check: bool = True, **options: Any) -> Any:
+    def __call__(
+        self, *args: str, check: bool = True, by: tuple[str, ...] | None = None,
+        env: dict[str, str] | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """Run a verb, for once `by` another program."""
+        if "stdout" not in options:
+            options["capture_output"] = True
         done = subprocess.run(
-            [*self._program, "--root", str(self.root), *args],
-            capture_output=True, text=True, check=False, timeout=DEADLINE_S,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "runtime")}, **options,
+            [*(by or self._program), "--root", str(self.root), *args],
+            text=True, check=False, timeout=DEADLINE_S, env=self._env() | (env or {}), **options,
         )  # fmt: skip
         assert not check or done.returncode == 0, (args, done)
         return done
 
-    def create(self, *args: str, third: int = -1) -> None:
+    def create(
+        self, *args: str, third: int = -1, by: tuple[str, ...] | None = None
+    ) -> None:  # fmt: skip
         """`third` becomes descriptor 3."""
         self.write()
-        command = [*self._program, "--root", str(self.root), "create", *args, "--bundle",
+        command = [*(by or self._program), "--root", str(self.root), "create", *args, "--bundle",
                    str(self.bundle), self.id]  # fmt: skip
         if third >= 0:
             command = ["bash", "-c", f'exec "$0" "$@" 3<&{third}', *command]
@@ -77,7 +89,7 @@ class Runtime:
         with (self.folder / "output").open("wb") as output:
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True,
-                timeout=DEADLINE_S, env={**os.environ, "PYTHONPATH": str(ROOT / "runtime")},
+                timeout=DEADLINE_S, env=self._env(),
                 pass_fds=[third] if third >= 0 else [],
             )  # fmt: skip
 
@@ -511,6 +523,52 @@ def test_links_of_an_image_do_not_lead_out(ours: Runtime, rootfs: Path, tmp_path
     done = ours.run()
     assert done.stdout.split() == ["2", "x"]
     assert list(outside.iterdir()) == []
+
+
+OVERWRITE = """
+import os
+fd = os.open("/proc/self/exe", os.O_RDONLY)
+os.set_inheritable(fd, True)
+# As another program, or the file would be busy.
+tries = f"for n in 1 2 3 4 5 6 7 8 9; do echo overwritten > /proc/self/fd/{fd} && exit; sleep 0.3; done"
+os.execv("/bin/sh", ["sh", "-c", tries])
+"""
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("verb", ["create", "exec"])
+def test_root_inside_cannot_overwrite_the_interpreter(
+    tmp_path: Path, rootfs: Path, verb: str, sealed: bool
+) -> None:
+    """CVE-2019-5736: the container has `/proc/self/exe` for a program. On a copy of Python."""
+    interpreter = tmp_path / "python3"
+    shutil.copy(os.path.realpath(sys.executable), interpreter)
+    code = "import sys; from sandboxruntime.bundles import command; "
+    if not sealed:
+        code += "command.seal = lambda: None; "  # the control
+    program = (str(interpreter), "-c", code + "sys.exit(command.main())")
+    with runtime(OURS, tmp_path / "ours", rootfs) as made:
+        attack = ("/proc/self/exe", "-c", OVERWRITE)
+        made.config["process"]["env"].append(f"PYTHONHOME={sys.base_prefix}")
+        made.environment = {"PYTHONHOME": sys.base_prefix}
+        for path in {sys.base_prefix, "/lib", "/lib64", "/usr/lib"}:  # what it needs to run at all
+            made.config["mounts"].append(
+                {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]}
+            )
+        made.config["root"] = {"path": str(copied(rootfs, tmp_path))}
+        made.program(*(attack if verb == "create" else ("sleep", "600")))
+        made.create(by=program if verb == "create" else None)
+        made.environment = {}
+        pid = made.state()["pid"]
+        made("start", made.id)
+        if verb == "exec":
+            pid_file = tmp_path / "exec.pid"
+            made("exec", "--detach", "--pid-file", str(pid_file), made.id, *attack, by=program,
+                 stdout=subprocess.DEVNULL, env={"PYTHONHOME": sys.base_prefix})  # fmt: skip
+            pid = int(pid_file.read_text())
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="it has tried")
+    overwritten = interpreter.read_bytes() == b"overwritten\n"
+    assert overwritten != sealed
 
 
 def test_features_and_spec(ours: Runtime, tmp_path: Path) -> None:

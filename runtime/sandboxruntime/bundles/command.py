@@ -23,11 +23,13 @@ from sandboxruntime.bundles.config import Process, parse_process
 from sandboxruntime.bundles.creation import Creation, create
 from sandboxruntime.bundles.features import default_config, features
 from sandboxruntime.bundles.records import Record, Records
+from sandboxruntime.bundles.sealing import seal
 from sandboxruntime.errors import ContainerError, SpecError
 
 __all__ = ["main", "make_parser"]
 
 DEFAULT_ROOT = "/run/sandboxruntime"
+_ENTERING = ("create", "run", "exec")  # a process of this program gets into a container
 VERSION = "1.0.2"  # of the OCI runtime specification
 
 
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = Records(Path(options.root))
     try:
         verb: Callable[[Records, argparse.Namespace], int | None] = options.verb
+        if options.name in _ENTERING:
+            seal()
         return verb(records, options) or 0
     except (ContainerError, OSError, ValueError) as exc:
         _fail(options, exc)

@@ -30,6 +30,7 @@ from sandboxruntime.bundles.setup import START, become_joined
 from sandboxruntime.cgroup import Cgroup, read_layout
 from sandboxruntime.container import remove_cgroup
 from sandboxruntime.errors import ContainerNotFound, SetupError, StateError
+from sandboxruntime.init import PR_SET_DUMPABLE
 from sandboxruntime.status import await_status
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag
@@ -149,6 +150,7 @@ def execute(
     pid, _ = syscalls.clone3(CloneFlag(0), cgroup_fd=cgroup_fd)
     if pid == 0:
         try:
+            syscalls.prctl(PR_SET_DUMPABLE, 0)  # nobody inside looks into it before it is confined
             for fd in entry_fds:
                 os.write(fd, b"0")
             syscalls.setns(target, flags & ~CloneFlag.NEWPID)
