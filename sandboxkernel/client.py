@@ -19,6 +19,7 @@ import msgspec
 from sandboxkernel.errors import DaemonUnavailable, error_from_problem
 from sandboxkernel.exitwatch import ExitWatch
 from sandboxkernel.models import (
+    CheckReport,
     DiskUsage,
     Event,
     ExecExit,
@@ -277,6 +278,11 @@ class SandboxClient:
     def zygotes(self) -> ZygoteList:
         """What kernels are forked from; administrators only."""
         return self._get("/v1/system/zygotes", ZygoteList)
+
+    def check(self, *, repair: bool = False) -> CheckReport:
+        """Leftovers and damage on the host, mended with `repair`. Takes seconds."""
+        data = self._call("POST", f"/v1/system/check?repair={int(repair)}")
+        return msgspec.json.decode(data, type=CheckReport)
 
     def prune(self, *, dry_run: bool = False) -> PruneReport:
         """Remove what nothing uses; administrators only."""

@@ -15,6 +15,8 @@ from msgspec import Meta, Struct
 __all__ = [
     "CONNECTION_PORTS",
     "IPYKERNEL",
+    "CheckFinding",
+    "CheckReport",
     "Confinement",
     "ConnectionInfo",
     "DiskUsage",
@@ -409,6 +411,23 @@ class PruneReport(_Response, kw_only=True, frozen=True):
     removed: list[str]
     freed_bytes: int
     dry_run: bool
+
+
+class CheckFinding(_Response, kw_only=True, frozen=True):
+    """Something that should not be, or not be so. `repaired` tells whether it is gone now."""
+
+    kind: Literal["cgroup", "sockets", "scratch", "journal", "image"]
+    object: str
+    problem: str
+    repaired: bool = False
+    hint: str = ""
+
+
+class CheckReport(_Response, kw_only=True, frozen=True):
+    """What a check has found. `checked` counts what was looked at, by kind."""
+
+    findings: list[CheckFinding]
+    checked: dict[str, int]
 
 
 class Zygote(_Response, kw_only=True, frozen=True):

@@ -88,6 +88,40 @@ def show_zygotes(*, form: str) -> None:
         output.note(f"note: one is being made for {domain}")
 
 
+@system_command.command(
+    "check",
+    epilog=options.example("sandboxkernel system check", "sandboxkernel system check --repair"),
+)
+@options.format_option()
+@click.option("--repair", is_flag=True, help="Give back leftovers, rebuild what can be.")
+def check(*, repair: bool, form: str) -> None:
+    """Look for leftovers and damage; administrators only.
+
+    Cgroups, sockets and scratch layers of no sandbox, journal records that cannot be read, images
+    whose files are not what they were. No sandbox, no user's layer and nothing of anybody else's is
+    touched. Ends with 1 when something is found and not repaired.
+    """
+    report = connect_or_start().check(repair=repair)
+    if form == "json":
+        output.document(report)
+    else:
+        rows = [
+            (
+                f.kind,
+                f.object,
+                "repaired" if f.repaired else "found",
+                f"{f.problem} {f.hint}".strip(),
+            )
+            for f in report.findings
+        ]
+        if rows:
+            output.table(("KIND", "OBJECT", "STATUS", "PROBLEM"), rows)
+        counts = ", ".join(f"{count} {kind}" for kind, count in report.checked.items())
+        output.note(f"checked: {counts}")
+    if not all(finding.repaired for finding in report.findings):
+        raise click.exceptions.Exit(1)
+
+
 @system_command.command("prune", epilog=options.example("sandboxkernel system prune --dry-run"))
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @options.format_option()

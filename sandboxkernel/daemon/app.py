@@ -21,6 +21,7 @@ from traitlets.config import Application
 from sandboxkernel import __version__
 from sandboxkernel.daemon import logformat, systemd
 from sandboxkernel.daemon.admission import Admission, raise_descriptor_limit
+from sandboxkernel.daemon.checkup import Checkup
 from sandboxkernel.daemon.configuration import load_configuration
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
@@ -193,9 +194,7 @@ class SandboxKernelDaemon(Application):
             if sock is None:
                 sock = bind_api_socket(paths.api_socket, mode)
                 stack.callback(paths.api_socket.unlink, missing_ok=True)
-            kernels, housekeeping = await self._compose(policy, paths, stack)
-            version = self._version(read_layout())
-            services = Services(kernels=kernels, housekeeping=housekeeping, version=version)
+            kernels, services = await self._compose(policy, paths, stack)
             application = web.Application(
                 list(handlers(services)), default_handler_class=NotFoundHandler
             )
@@ -225,7 +224,7 @@ class SandboxKernelDaemon(Application):
 
     async def _compose(
         self, policy: Policy, paths: Paths, stack: contextlib.AsyncExitStack
-    ) -> tuple[Kernels, Housekeeping]:
+    ) -> tuple[Kernels, Services]:
         for directory, mode in (
             (paths.kernels_dir, 0o711), (paths.users_dir, 0o700), (paths.scratch_dir, 0o700),
         ):  # fmt: skip
@@ -280,7 +279,13 @@ class SandboxKernelDaemon(Application):
                 "of a former daemon: %d sandboxes run on, %d had ended, %d are given back (%.2f s)",
                 len(found.adopted), len(found.ended), len(found.released), found.took_s,
             )  # fmt: skip
-        return kernels, Housekeeping(kernels, layers, launcher, paths)
+        housekeeping = Housekeeping(kernels, layers, launcher, paths)
+        return kernels, Services(
+            kernels=kernels,
+            housekeeping=housekeeping,
+            checkup=Checkup(kernels, journal, housekeeping, paths),
+            version=self._version(layout),
+        )
 
     def _on_launcher_event(self, event: dict[str, Any]) -> None:
         if event.get("event") == "lost":

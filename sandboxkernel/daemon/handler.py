@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sandboxkernel.daemon.checkup import Checkup
 from sandboxkernel.daemon.housekeeping import Housekeeping
 from sandboxkernel.daemon.logformat import note
 from sandboxkernel.daemon.sandbox import Sandbox
@@ -21,6 +22,7 @@ class Services:
 
     kernels: Kernels
     housekeeping: Housekeeping
+    checkup: Checkup
     version: Version
 
 

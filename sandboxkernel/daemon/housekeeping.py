@@ -77,7 +77,8 @@ class Housekeeping:
         await asyncio.to_thread(self._layers.reset, uid, lineage)
 
     async def remove_image(self, image: StoredImage) -> None:
-        """Delete an image; its cached overlays go with it."""
+        """Delete an image; its zygotes and cached overlays go with it."""
+        await self._kernels.zygotes.forget_image(str(image.digest))
         await self._forget_unused_overlays()
         self._kernels.images.forget_host()
         await asyncio.to_thread(self._kernels.images.store.remove, image.ref)

@@ -140,15 +140,30 @@ class LeaseJournal:
     def records(self) -> Iterator[Record]:
         """What former daemons left. A file that cannot be read is kept, and the log names it."""
         for name in sorted(os.listdir(self._directory)):
-            path = self._directory / name
-            try:
-                if name.startswith("."):  # a daemon was killed before it was renamed
-                    path.unlink()
-                    continue
-                record = msgspec.json.decode(path.read_bytes(), type=Record)
-                if record.lease.id != name:
-                    raise ValueError(f"it is of lease {record.lease.id!r}")
-            except (OSError, ValueError, RecursionError) as exc:  # MsgspecError is a ValueError
-                log.error("cannot read %s, what it names is left alone: %s", path, exc)
+            if name.startswith("."):  # a daemon was killed before it was renamed
+                with contextlib.suppress(OSError):
+                    (self._directory / name).unlink()
                 continue
-            yield record
+            try:
+                yield self._read(name)
+            except (OSError, ValueError, RecursionError) as exc:  # MsgspecError is a ValueError
+                path = self._directory / name
+                log.error("cannot read %s, what it names is left alone: %s", path, exc)
+
+    def unreadable(self) -> dict[str, str]:
+        """Why a file cannot be read, by its name."""
+        found = {}
+        for name in sorted(self.ids()):
+            try:
+                self._read(name)
+            except FileNotFoundError:
+                continue  # given back meanwhile
+            except (OSError, ValueError, RecursionError) as exc:
+                found[name] = str(exc)
+        return found
+
+    def _read(self, name: str) -> Record:
+        record = msgspec.json.decode((self._directory / name).read_bytes(), type=Record)
+        if record.lease.id != name:
+            raise ValueError(f"it is of lease {record.lease.id!r}")
+        return record

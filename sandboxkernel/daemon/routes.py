@@ -15,6 +15,7 @@ from sandboxkernel.daemon.execution import execute
 from sandboxkernel.daemon.handler import Handler, Services
 from sandboxkernel.daemon.logformat import note
 from sandboxkernel.daemon.system_routes import (
+    CheckHandler,
     DiskUsageHandler,
     LayerDiffHandler,
     LayerHandler,
@@ -25,6 +26,7 @@ from sandboxkernel.daemon.system_routes import (
 from sandboxkernel.daemon.views import kernel_connection, kernel_model, kernel_stats
 from sandboxkernel.errors import Conflict, NotPermitted, RequestError
 from sandboxkernel.models import (
+    CheckReport,
     DiskUsage,
     Event,
     ExecExit,
@@ -430,6 +432,8 @@ ROUTES: tuple[Route, ...] = (
           {"get": (200, ZygoteList)}),
     Route(r"/v1/system/prune", "/v1/system/prune", PruneHandler, {},
           {"post": (200, PruneReport)}, ("dry_run",)),
+    Route(r"/v1/system/check", "/v1/system/check", CheckHandler, {},
+          {"post": (200, CheckReport)}, ("repair",)),
 )  # fmt: skip
 
 

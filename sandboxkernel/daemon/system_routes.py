@@ -7,6 +7,7 @@ from sandboxkernel.errors import RequestError
 from sandboxkernel.models import UserLayerList
 
 __all__ = [
+    "CheckHandler",
     "DiskUsageHandler",
     "LayerDiffHandler",
     "LayerHandler",
@@ -67,6 +68,15 @@ class DiskUsageHandler(Handler):
         """Blocks in use by kind."""
         self.require_admin()
         self.reply(await self.services.housekeeping.disk_usage())
+
+
+class CheckHandler(Handler):
+    """Leftovers and damage."""
+
+    async def post(self) -> None:
+        """Look for them, and mend what can be."""
+        self.require_admin()
+        self.reply(await self.services.checkup.run(repair=self.flag("repair")))
 
 
 class PruneHandler(Handler):

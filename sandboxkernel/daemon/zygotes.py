@@ -273,6 +273,15 @@ class Zygotes:
                     log.info("zygote %s was not adopted: %s", zygote.lease.id, exc)
                     self._spawn(self._release(zygote))
 
+    async def forget_image(self, digest: str) -> None:
+        """End the zygotes of an image, of which no kernel may run: its layers are about to go."""
+        starting = [task for key, task in self._starting.items() if key.image_digest == digest]
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        mine = [z for z in self._all.values() if z.key.image_digest == digest]
+        await asyncio.gather(*(self._release(zygote) for zygote in mine))
+
     async def leave(self) -> None:
         """The daemon stops and kernels live on: end the spares, and the zygotes that have none."""
         await self._make_no_more()

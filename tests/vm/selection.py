@@ -70,6 +70,7 @@ LEFT_OUT = {
     "tests/conformance/test_bridge.py": "relays bytes on loopback; minutes here",
     "tests/conformance/test_environments.py": "needs environments beside the machine's only one",
     "tests/conformance/test_managers.py": "threads and event loops of clients",
+    "tests/integration/test_checkup.py": "builds and hashes images; minutes here",
     "tests/integration/test_crashes.py": "a hundred restarts; minutes here. test_recovery runs",
     "tests/conformance/test_clients.py": "clients see the provisioner, not the host; minutes here",
     "tests/conformance/test_fork_hygiene.py": "compares Python processes with each other",
