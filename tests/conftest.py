@@ -69,7 +69,8 @@ settings.load_profile("untimed")
 def pytest_configure() -> None:
     """A run in the background or under nohup ignores signals, and hands that down to children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for signum in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -80,7 +80,7 @@ def clear() -> None:
     """
     syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     syscalls.capset(0, 0, 0)
-    with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
+    with open("/proc/thread-self/status", encoding="utf-8", errors="replace", newline="\n") as file:
         left = nonzero_sets(file.read())
     _demand(not left, f"capabilities are left in {', '.join(left)}")
 
@@ -97,7 +97,7 @@ def nonzero_sets(proc_status: str) -> list[str]:
 
     A set that the text does not mention counts as not empty.
     """
-    fields = dict(line.split(":", 1) for line in proc_status.splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in proc_status.split("\n") if ":" in line)
     return [name for name in CAPABILITY_SETS if int(fields.get(name, "1"), 16) != 0]
 
 

@@ -19,7 +19,7 @@ def check_identity(pid: int, pidfd: int, spec: Spec, cgroup: Cgroup) -> None:
     problems = cgroup.check_membership(_read(f"/proc/{pid}/cgroup"))
     namespaced = next(
         line.split()[1:]
-        for line in _read(f"/proc/{pid}/status").splitlines()
+        for line in _read(f"/proc/{pid}/status").split("\n")
         if line.startswith("NSpid:")
     )
     signal.pidfd_send_signal(pidfd, 0)  # so what was read was read of this process
@@ -33,5 +33,5 @@ def check_identity(pid: int, pidfd: int, spec: Spec, cgroup: Cgroup) -> None:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         return stream.read()

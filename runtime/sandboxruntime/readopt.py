@@ -65,7 +65,7 @@ def _kept_ends(pid: int, spec: Spec) -> tuple[int, int]:
         if target.startswith("pipe:["):
             info = dict(
                 line.split(":", 1)
-                for line in _read(f"/proc/{pid}/fdinfo/{name}").splitlines()
+                for line in _read(f"/proc/{pid}/fdinfo/{name}").split("\n")
                 if ":" in line
             )
             ends[target][int(info["flags"], 8) & os.O_ACCMODE] = int(name)
@@ -94,5 +94,5 @@ def _open_pipe(pid: int, number: int) -> int:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         return stream.read()

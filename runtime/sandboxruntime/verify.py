@@ -76,12 +76,14 @@ def read_facts(pid: int) -> Facts:
 
 
 def _read_status(pid: int) -> dict[str, str]:
-    lines = _read(f"/proc/{pid}/status").splitlines()
+    # By "\n" alone, here and below: the name of a process, or of a folder, may hold what
+    # splitlines() takes for the end of a line.
+    lines = _read(f"/proc/{pid}/status").split("\n")
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         return stream.read()
 
 
@@ -255,7 +257,7 @@ class _Mount:
 
 def _parse_mountinfo(text: str) -> list[_Mount]:
     mounts = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])

@@ -32,7 +32,7 @@ def read_in_force(sandbox: Sandbox) -> InForce | None:
         )
         with open(f"{base}/limits", encoding="ascii") as file:
             rlimits = parse_rlimits(file.read())
-        with open(f"{base}/mountinfo", encoding="utf-8", errors="replace") as file:
+        with open(f"{base}/mountinfo", encoding="utf-8", errors="replace", newline="\n") as file:
             mounts = parse_mounts(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -106,7 +106,7 @@ def parse_rlimits(text: str) -> dict[str, list[int | None]]:
 def parse_mounts(text: str) -> list[MountInForce]:
     """Destination, type and options of every mount, from /proc/PID/mountinfo. Pure."""
     mounts = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])

@@ -94,7 +94,7 @@ def _confinement(facts: Facts) -> Confinement:
         landlock_abi=landlock.abi_version(),
         cgroups={
             (parts[1] or "unified"): parts[2]
-            for parts in (line.split(":", 2) for line in facts.cgroup.splitlines())
+            for parts in (line.split(":", 2) for line in facts.cgroup.split("\n") if line)
         },
-        mounts=[line.split(" ")[4] for line in facts.mountinfo.splitlines()],
+        mounts=[line.split(" ")[4] for line in facts.mountinfo.split("\n") if line],
     )

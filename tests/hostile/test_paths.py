@@ -59,6 +59,8 @@ def start(daemon: RunningDaemon, work_folder: str) -> str:
 )  # fmt: skip
 @given(NAMES.filter(lambda name: name not in (".", "..") and len(os.fsencode(name)) <= 255))
 @example("new\nline")
+@example("\r")
+@example("a\x0bb\x0c\x1c\u2028c")
 @example("back\\slash\\040")
 @example(" space\ttab ")
 @example("-rf")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +16,8 @@ import pytest
 from sandboxkernel.daemon.problems import CONVERSIONS, convert, error_from_launcher
 from sandboxkernel.errors import KernelStartFailed, WorkFolderError
 from sandboxruntime.cgroup import Limits
-from sandboxruntime.errors import ContainerError, SetupError, SpecError, VerifyError
+from sandboxruntime.errors import ContainerError, SetupError, SpecError, StateError, VerifyError
+from sandboxruntime.identity import check_identity
 from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS
 from sandboxruntime.launcher import encode_error
 from sandboxruntime.mounts import Attach, Mask, plan_mounts
@@ -33,6 +38,7 @@ from sandboxruntime.spec import (
 from sandboxruntime.steps import BUNDLE_STEPS, CHILD_STEPS, LAUNCHER_STEPS, Step
 from sandboxruntime.validate import validate
 from sandboxruntime.verify import NAMESPACES, Facts, check
+from tests.support import wait_until
 
 BASE = 0x70000000
 MAPPING = (IdMapping(0, BASE, 65536),)
@@ -231,3 +237,32 @@ def test_any_gap_in_the_confinement_is_found(name: str, facts: dict[str, Any]) -
     with pytest.raises(VerifyError) as caught:
         check(dataclasses.replace(GOOD, **facts), SPEC, HOST, filters=1)
     assert caught.value.check == name
+
+
+def test_no_name_of_a_process_or_folder_ends_a_line_of_proc() -> None:
+    """str.splitlines() knows ten ends of a line, and Linux escapes one of them."""
+    name = "/srv/work\r1 1 0:1 / /x\x0b\x1c\x85\u2028"
+    good = dataclasses.replace(GOOD, mountinfo=MOUNTINFO.replace("/srv/work ", f"{name} "))
+    bind = dataclasses.replace(SPEC.binds[0], source=name, destination=name)
+    check(good, dataclasses.replace(SPEC, binds=(bind,)), HOST, filters=1)
+    with pytest.raises(VerifyError):
+        check(good, SPEC, HOST, filters=1)
+
+
+def test_a_process_cannot_name_itself_pid_1() -> None:
+    """Its name is the first line of /proc/PID/status."""
+    pid = os.fork()
+    if pid == 0:
+        Path("/proc/self/comm").write_text("a\rNSpid:\t9\t1")
+        signal.pause()
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    try:
+        wait_until(lambda: b"NSpid" in Path(f"/proc/{pid}/comm").read_bytes())
+        cgroup = SimpleNamespace(check_membership=lambda text: [])
+        with pytest.raises(StateError, match="and none is 1"):
+            check_identity(pid, pidfd, SPEC, cgroup)  # type: ignore[arg-type]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)

@@ -136,7 +136,7 @@ class Cgroup:
     def check_membership(self, proc_cgroup_text: str) -> list[str]:
         """Compare the text of /proc/PID/cgroup; return one message per mismatch."""
         found: dict[frozenset[str], str] = {}
-        for line in proc_cgroup_text.splitlines():
+        for line in filter(None, proc_cgroup_text.split("\n")):
             _number, controllers, path = line.split(":", 2)
             found[frozenset(controllers.split(","))] = path
         problems = []

@@ -34,6 +34,7 @@ _KNOWN_V1_CONTROLLERS = frozenset(
 # The v1 hierarchies in which a sandbox gets a directory, in the order in which it enters them.
 USED_V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "blkio", "freezer", "devices")
 
+MOUNTINFO = "/proc/self/mountinfo"
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _MAX_COMPONENTS = 8
 
@@ -109,7 +110,7 @@ def parse_layout(mountinfo: str, v2_controllers: str) -> Layout:
     """
     v1: dict[str, str] = {}
     v2: str | None = None
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 3 or fields[3] != "/":
@@ -138,7 +139,7 @@ def parse_others(mountinfo: str, layout: Layout) -> list[str]:
     """Where hierarchies are mounted in which a sandbox has no directory: cpuset, name=systemd."""
     used = set(layout.hierarchies().values())
     others = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         if right.startswith("cgroup ") and fields[3] == "/" and _unescape(fields[4]) not in used:
@@ -151,7 +152,7 @@ def remove_from_others(layout: Layout, path: str) -> None:
 
     Parents go, too, once they are empty. Kills nothing; what still holds a process stays.
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         others = parse_others(file.read(), layout)
     for mount_point in others:
         name = check_path(path)
@@ -167,7 +168,7 @@ def remove_from_others(layout: Layout, path: str) -> None:
 
 def read_layout() -> Layout:
     """Return this host's layout. Raises HostError if no cgroup hierarchy is mounted."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open(MOUNTINFO, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         mountinfo = file.read()
     without_controllers = parse_layout(mountinfo, "")
     if without_controllers.v2 is None:
