@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb first-hour test-vm bench bench-peers bench-scale soak endurance crashes fuzz docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm bench bench-peers bench-scale soak endurance crashes fuzz docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -89,9 +89,11 @@ man: $(STAMP) ## Write the man pages into build/man
 deb: man ## Build the Debian package into build/
 	$(BIN)/python tools/build_deb.py
 
-first-hour: $(TEST_STAMP) ## Run docs/first-hour.md in the virtual machine, and write its outputs anew
+test-package: $(TEST_STAMP) man ## Install, use, upgrade and purge the package, as docs/first-hour.md does, in the machine
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 	$(BIN)/python -m tests.vm tests/vm/test_package.py
+
+first-hour: test-package ## The same, and write the page's outputs anew
 	cp vm-results/first-hour.md docs/first-hour.md
 
 test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine that systemd runs

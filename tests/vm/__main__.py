@@ -51,7 +51,7 @@ def main() -> None:
         arguments += selected()
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
         payload = Path(scratch) / "payload.tar"
-        wanted = any("test_package" in argument for argument in arguments)
+        wanted = any(argument.startswith("tests/vm/test_package") for argument in arguments)
         packages = build_packages(Path(scratch)) if wanted else []
         write_payload(payload, arguments, environment, packages)
         try:
