@@ -10,6 +10,7 @@ __all__ = ["Command", "commands", "with_outputs"]
 
 _BLOCK = re.compile(r"(<!-- fails -->\n)?```console\n(.*?)```\n", re.DOTALL)
 _PROMPT = re.compile(r"(# |ada\$ )")
+_PROGRESS = re.compile(r"\(Reading database \.\.\.( \d+%)?")
 LINES_MAX = 14
 
 
@@ -58,8 +59,9 @@ def with_outputs(page: str, outputs: list[str]) -> str:
 
 def _shortened(output: str) -> str:
     # Of a line that was written over and over, what was there in the end.
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in output.strip().split("\n")]
-    lines = [line for line in lines if not _PROMPT.match(line)]
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in output.split("\n")]
+    lines = [line for line in lines if line and not _PROMPT.match(line)]
+    lines = [line for line in lines if not _PROGRESS.fullmatch(line)]
     if len(lines) > LINES_MAX:
         lines = [*lines[: LINES_MAX // 2], "...", *lines[-LINES_MAX // 2 :]]
     return "".join(f"{line}\n" for line in lines)
