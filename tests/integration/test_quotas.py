@@ -16,7 +16,7 @@ import pytest
 from sandboxkernel.models import ExitInfo, IoLimit, Kernel, Limits
 from sandboxruntime.cgroup import read_layout
 from tests.benchmarks.client import RawClient
-from tests.support import DEADLINE_S, RunningDaemon, python_inside, sandbox, wait_until
+from tests.support import DEADLINE_S, SLOWDOWN, RunningDaemon, python_inside, sandbox, wait_until
 
 LAYOUT = read_layout()
 MIB = 1 << 20
@@ -137,7 +137,9 @@ def test_a_cpu_burn_on_four_threads_gets_its_quota_and_no_more(
     share = (last.cpu_usage_s - first.cpu_usage_s) / (ended - began)
     say(f"CPU burn with quota 0.5: {share:.3f} cores; "
         f"neighbour {before:.1f} -> {during:.1f} ms ({during / before:.2f}x)")  # fmt: skip
-    assert share == pytest.approx(0.5, rel=0.05)
+    assert share <= 0.525
+    # An emulated processor is as fast as its host lets it: it promises no least.
+    assert share >= 0.475 or SLOWDOWN > 1
 
 
 def test_a_fork_bomb_stops_at_the_cap(daemon: RunningDaemon, neighbour: Neighbour) -> None:
