@@ -27,6 +27,7 @@ from sandboxruntime.cgroup.layout import parse_others
 
 ROOT = Path(__file__).resolve().parents[1]
 MUST_RUN = bool(os.environ.get("SANDBOXKERNEL_TESTS_MUST_RUN"))
+RANDOM = bool(os.environ.get("SANDBOXKERNEL_TEST_RANDOM"))
 # An emulated processor is many times slower than ours (tests/vm).
 SLOWDOWN = float(os.environ.get("SANDBOXKERNEL_TEST_SLOWDOWN", "1"))
 DEADLINE_S = 30.0 * SLOWDOWN
