@@ -148,8 +148,7 @@ def test_stock_kernelspec_under_a_server(
         assert channels.result("import sys; sys.prefix") == repr(sys.prefix)
         assert channels.result("import jupyter_kernel_test; 1") == "1"
         server.call("POST", f"kernels/{kernel_id}/restart")
-        channels.close()
-        channels = Channels(server, kernel_id)  # the server looks whether it hears the new process
+        channels.reopen()
         assert channels.result("import sys; sys.prefix") == repr(sys.prefix)
         channels.close()
         server.call("DELETE", f"kernels/{kernel_id}")
