@@ -63,6 +63,7 @@ if {keep_capabilities!r}:
         for capability in range(41):  # ambient: an exec as another uid keeps them
             syscalls.prctl(47, 2, capability)
     init.CREATE_STEPS[init.Step.CREDENTIALS] = credentials
+{patch}
 if {shared_mounts!r}:
     syscalls.unshare(syscalls.CloneFlag.NEWNS)
     syscalls.mount("none", "/", None, syscalls.MountFlag.REC | syscalls.MountFlag.PRIVATE)
@@ -121,7 +122,8 @@ class Harness:
     """One launcher. `dropped` are set-up steps that do nothing in it.
 
     `shared_mounts`: its host's mounts propagate, as they do wherever systemd has booted.
-    `executors` is a directory in which it looks first for other runtimes.
+    `executors` is a directory in which it looks first for other runtimes. `patch` is Python that
+    changes the launcher's modules before it starts.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Harness:
         keep_capabilities: bool = False,
         shared_mounts: bool = False,
         executors: Path | None = None,
+        patch: str = "",
         env: dict[str, str] | None = None,
     ) -> None:
         self.layout = read_layout()
@@ -141,7 +144,7 @@ class Harness:
         code = _BOOTSTRAP.format(
             runtime=str(ROOT / "runtime"), dropped=[str(s) for s in dropped],
             keep_capabilities=keep_capabilities, shared_mounts=shared_mounts,
-            executors=f"{executors}:" if executors else "",
+            executors=f"{executors}:" if executors else "", patch=patch,
         )  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", code, str(theirs.fileno()), self.staging],

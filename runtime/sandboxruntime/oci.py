@@ -164,9 +164,10 @@ def _execute(argv: Sequence[str], fds: Sequence[int], *, output_fd: int) -> int:
 
     It dies with this process, so that nothing is made for which there is nobody to account.
     """
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become(argv, fds, output_fd)
+        _become(argv, fds, output_fd, parent)
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -181,9 +182,11 @@ def _execute(argv: Sequence[str], fds: Sequence[int], *, output_fd: int) -> int:
         os.close(pidfd)
 
 
-def _become(argv: Sequence[str], fds: Sequence[int], output_fd: int) -> NoReturn:
+def _become(argv: Sequence[str], fds: Sequence[int], output_fd: int, parent: int) -> NoReturn:
     try:
         syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that, and nobody would tell us
+            os._exit(127)
         # Where the host's mounts propagate, those that the runtime binds would go on receiving
         # them in the container: rootfsPropagation is of the root alone.
         syscalls.unshare(CloneFlag.NEWNS)

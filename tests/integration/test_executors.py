@@ -185,10 +185,25 @@ def test_the_runtime_knows_its_containers_until_they_are_deleted(honest: Harness
         assert records(honest) == []
 
 
-def test_a_launcher_that_is_killed_takes_the_runtime_along(tmp_path: Path) -> None:
+# The launcher's child is held up before it can ask to be told of its parent's death.
+LATE = """
+import os, time
+wanted = syscalls.prctl
+def prctl(option, *arguments):
+    if option == 1:
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.01)
+    return wanted(option, *arguments)
+syscalls.prctl = prctl
+"""
+
+
+@pytest.mark.parametrize("patch", ["", LATE], ids=["while it runs", "before it has asked"])
+def test_a_launcher_that_is_killed_takes_the_runtime_along(tmp_path: Path, patch: str) -> None:
     executors = install_liar(tmp_path, "import time; time.sleep(600)")
     with make_spec(executor="runc") as spec:
-        running = Harness(executors=executors)
+        running = Harness(executors=executors, patch=patch)
         ours, theirs = socket.socketpair()
         with ours, theirs, open(os.devnull, "wb") as log:
             message = {"op": "create", "serial": 1, "spec": to_json(spec)}
