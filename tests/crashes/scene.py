@@ -17,8 +17,9 @@ from typing import Any
 
 from sandboxkernel.errors import KernelNotFound, SandboxError
 from sandboxkernel.models import KernelCreate, KernelRestart
-from tests.conformance.session import Session, session
+from tests.conformance.session import Session, profile_config, session
 from tests.support import (
+    SLOWDOWN,
     RunningDaemon,
     host_state,
     leaks,
@@ -29,8 +30,10 @@ from tests.support import (
 
 PLAIN = ("-m", "sandboxkernel.daemon")
 TRAPPED = ("-m", "tests.crashes.traps", "{run_dir}")
-SETTLE_S = 0.05
+SETTLE_S = 0.05 * SLOWDOWN
 COLD = {"PYTHONHASHSEED": "1"}  # CPython reads it at its start: an interpreter of its own
+RUNC = "runc"
+CONFIG = f'c.SandboxKernelDaemon.profiles = {{"default": {{}}, "{RUNC}": {{"executor": "runc"}}}}\n'
 Operation = Callable[["Scene"], None]
 
 
@@ -83,7 +86,7 @@ class Scene:
         """Each answers its old client, which did nothing to reconnect, and has its variables."""
         for number, one in enumerate(self.bystanders):
             try:
-                reply = one.run("print(mine)", timeout_s=20)
+                reply = one.run("print(mine)", timeout_s=20 * SLOWDOWN)
                 if reply.text != str(number) or not one.manager.is_alive():
                     self.found.lost.append(f"kernel {number} after {after}: {reply.iopub}")
             except Exception as exc:  # whatever it is, that kernel is lost to its user
@@ -109,24 +112,28 @@ class Scene:
 
 @contextlib.contextmanager
 def scene(work: Path, *, trapped: bool) -> Iterator[Scene]:
-    """Two kernels, one forked and one of an interpreter of its own, with their clients."""
+    """Kernels with their clients: forked, of an interpreter of its own, in a container of runc's."""
     with contextlib.ExitStack() as stack:
-        daemon = stack.enter_context(running_daemon(program=TRAPPED if trapped else PLAIN))
+        daemon = stack.enter_context(running_daemon(CONFIG, program=TRAPPED if trapped else PLAIN))
         os.environ["SANDBOXKERNEL_HOST"] = f"unix://{daemon.socket_path}"
         stack.callback(os.environ.pop, "SANDBOXKERNEL_HOST")
         warm_up(daemon)
         sessions = []
-        for number, env in enumerate(({}, COLD)):
-            one = stack.enter_context(session(work, env={**os.environ, **env}))
+        for number, (env, profile) in enumerate((({}, None), (COLD, None), ({}, RUNC))):
+            config = profile_config(profile)
+            one = stack.enter_context(session(work, config=config, env={**os.environ, **env}))
             assert one.run(f"mine = {number}").status == "ok"
             sessions.append(one)
-        paths = {k.kernel_id: k.start_path for k in daemon.client().kernels()}
-        assert [paths[s.kernel_id] != "cold" for s in sessions] == [True, False], paths
+        made = {k.kernel_id: (k.start_path, k.executor) for k in daemon.client().kernels()}
+        ways = [made[one.kernel_id] for one in sessions]
+        assert [path != "cold" for path, _ in ways] == [True, False, False], ways
+        assert [executor for _, executor in ways] == ["native", "native", "runc"], ways
         yield Scene(daemon, sessions)
 
 
-def _create(scene: Scene, env: dict[str, str]) -> str:
-    request = KernelCreate(kernel_id=f"crash-{uuid.uuid4().hex[:8]}", env=env)
+def _create(scene: Scene, env: dict[str, str], profile: str = "default") -> str:
+    name = f"crash-{uuid.uuid4().hex[:8]}"
+    request = KernelCreate(kernel_id=name, env=env, profile=profile)
     return scene.daemon.client().create(request).id
 
 
@@ -138,6 +145,11 @@ def start_warm(scene: Scene) -> None:
 def start_cold(scene: Scene) -> None:
     """Start a kernel with an interpreter of its own."""
     _create(scene, COLD)
+
+
+def start_runc(scene: Scene) -> None:
+    """Start a kernel in a container that runc makes."""
+    _create(scene, {}, RUNC)
 
 
 def _newest(scene: Scene) -> str:
@@ -161,6 +173,9 @@ PREPARED: dict[str, tuple[Operation, Operation | None]] = {
     "restart": (restart, start_warm),
     "remove_warm": (remove, start_warm),
     "remove_cold": (remove, start_cold),
+    "start_runc": (start_runc, None),
+    "restart_runc": (restart, start_runc),
+    "remove_runc": (remove, start_runc),
 }
 
 
@@ -203,7 +218,7 @@ def _supervise(scene: Scene, trap: Path) -> None:
     while trap.exists():
         time.sleep(0.01)
     with contextlib.suppress(Exception):
-        scene.daemon.process.wait(0.5)
+        scene.daemon.process.wait(0.5 * SLOWDOWN)
     scene.revive()
 
 
@@ -215,7 +230,7 @@ def crash_at_random(scene: Scene, seed: int) -> None:
     if preparation is not None:
         preparation(scene)
     victims = dice.choice((("daemon",), ("launcher",), ("daemon", "launcher")))
-    delay_s = dice.uniform(0, 0.25)
+    delay_s = dice.uniform(0, 0.25) * SLOWDOWN
     worker = threading.Thread(target=scene.attempt, args=(operation, f"random {name}"))
     worker.start()
     time.sleep(delay_s)
@@ -227,7 +242,7 @@ def crash_at_random(scene: Scene, seed: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(launcher, signal.SIGKILL)
     scene.revive()
-    worker.join(60)
+    worker.join(60 * SLOWDOWN)
     where = f"seed {seed}: {'+'.join(victims)} {delay_s * 1000:.0f} ms into {name}"
     if worker.is_alive():
         scene.found.stuck.append(where)

@@ -84,8 +84,8 @@ def _public_functions(module: ModuleType) -> list[str]:
 
 
 def trap_launcher(run_dir: str) -> None:
-    """Every system call that needs a wrapper, every file of a cgroup, every message."""
-    from sandboxruntime import launcher, syscalls
+    """Every system call that needs a wrapper, every cgroup, every message, another runtime's runs."""
+    from sandboxruntime import launcher, oci, syscalls
     from sandboxruntime.cgroup import lifecycle
 
     trap = Trap(run_dir, "launcher")
@@ -93,6 +93,8 @@ def trap_launcher(run_dir: str) -> None:
         trap.wrap(syscalls, name)
     for name in ("make_parents", "make_leaf", "kill", "remove"):
         trap.wrap(lifecycle, name)
+    for name in ("_write_bundle", "_execute", "check_identity", "remove_from_others"):
+        trap.wrap(oci, name)
     for name in ("send_message", "recv_message"):
         trap.wrap(launcher, name)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.crashes.scene import PREPARED, Scene, crash_at, crash_at_random, scene
-from tests.support import host_state
+from tests.support import SLOWDOWN, host_state
 
-STEPS = 7  # every so many: the whole takes two minutes
-MOMENTS = 20
+# Every so many; the whole is `make crashes`. An emulated processor gets the fewer.
+STEPS = 7 if SLOWDOWN == 1 else 23
+MOMENTS = 20 if SLOWDOWN == 1 else 6
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def clean(stage: Scene) -> bool:
     return True
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * SLOWDOWN)
 def test_a_crash_at_a_step_of_a_start_or_an_end_loses_and_leaves_nothing(work: Path) -> None:
     with scene(work, trapped=True) as stage:
         before = host_state()
@@ -42,7 +43,7 @@ def test_a_crash_at_a_step_of_a_start_or_an_end_loses_and_leaves_nothing(work: P
         assert sum(stage.found.crashes.values()) >= len(PREPARED) * 2
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * SLOWDOWN)
 def test_crashes_at_random_moments_lose_and_leave_nothing(work: Path) -> None:
     with scene(work, trapped=False) as stage:
         before = host_state()
