@@ -54,6 +54,7 @@ CONFIG = """
 c.SandboxKernelDaemon.profiles = {
     "default": {"maximum": {"memory": "4G"}},
     "small": {"limits": {"memory": "256M", "cpus": 0.5, "pids": 64}},
+    "on_demand": {"spares": 0},
     "hungry": {"limits": {"cpus": 0.5, "pids": 256}},
     "disk": {"limits": {"io_write": "4M", "io_read": "4M"}},
     "throwaway": {"ephemeral": True},

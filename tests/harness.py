@@ -47,7 +47,7 @@ ID_BASE = 0x7F000000
 _BOOTSTRAP = """
 import sys
 sys.path.insert(0, {runtime!r})
-from sandboxruntime import init, launcher, oci, syscalls
+from sandboxruntime import container, init, launcher, oci, syscalls
 oci.SEARCH_PATH = {executors!r} + oci.SEARCH_PATH
 for step in {dropped!r}:
     init.CREATE_STEPS[init.Step(step)] = lambda context: None

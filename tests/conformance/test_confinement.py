@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.session import session
-from tests.escape.attacks import NEEDS_CAPABILITY, NO_PRIVILEGE_NEEDED, SECCOMP_ONLY
-from tests.support import RunningDaemon, wait_until, warm_up
+from tests.conformance.session import profile_config, session
+from tests.escape.attacks import ANYWHERE
+from tests.support import RunningDaemon, sandbox, wait_until, warm_up
 
-ALL = (*SECCOMP_ONLY, *NEEDS_CAPABILITY, *NO_PRIVILEGE_NEEDED)
+RUN = """
+import subprocess, sys
+print(subprocess.run([sys.executable, "-c", {source!r}], capture_output=True, text=True).stdout)
+"""
 
 
+def await_zygote(daemon: RunningDaemon, profile: str, *, spare: bool) -> None:
+    """Until the next kernel of a profile is a spare, or is forked on demand."""
+    with sandbox(daemon, as_kernel=True, profile=profile):
+        pass
+
+    def ready() -> bool:
+        answer = daemon.client().zygotes()
+        mine = [z for z in answer.zygotes if z.domain == profile and not z.retired]
+        return profile not in answer.starting and any(z.spares or not spare for z in mine)
+
+    wait_until(ready, what=f"a zygote of {profile}")
+
+
+@pytest.mark.parametrize("wanted", ["spare", "warm", "cold"])
 def test_every_attack_is_refused_from_a_cell(
-    daemon: RunningDaemon, work: Path, request: pytest.FixtureRequest
+    daemon: RunningDaemon, work: Path, request: pytest.FixtureRequest, wanted: str
 ) -> None:
-    """The controls are in tests/escape; here the kernel's process is a zygote's child, or not."""
-    with session(work) as kernel:
-        path = daemon.client().inspect(kernel.kernel_id).start_path
-        assert (path == "cold") == ("warm" not in request.node.callspec.id)
+    """The controls are in tests/escape; here the kernel's process is a zygote's child, or not.
+
+    In a daemon with zygotes a start finds a spare, or none and then it is forked on demand.
+    """
+    forks = "warm" in request.node.callspec.id.partition("-")[0]
+    if (wanted == "cold") == forks:
+        return
+    profile = "on_demand" if wanted == "warm" else "default"
+    if forks:
+        await_zygote(daemon, profile, spare=wanted == "spare")
+    with session(work, config=profile_config(profile)) as kernel:
+        made = daemon.client().inspect(kernel.kernel_id)
+        assert made.start_path == wanted, made.cold_reason
         escaped = {}
-        for attack in ALL:
-            code = f"import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', {attack.source()!r}], capture_output=True, text=True).stdout)"
-            outcome = kernel.run(code).text.splitlines()[-1]
-            if outcome not in {f"refused {name}" for name in attack.expected}:
+        for attack in ANYWHERE:
+            with attack.arrange(None) if attack.arrange else contextlib.nullcontext({}) as values:
+                text = kernel.run(RUN.format(source=attack.source(values))).text
+            outcome = text.splitlines()[-1] if text else "no word"
+            if outcome not in attack.outcomes():
                 escaped[attack.name] = outcome
         assert not escaped
 

@@ -2,98 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sandboxruntime.steps import Step
-from tests.escape.attacks import (
-    NEEDS_CAPABILITY,
-    NO_PRIVILEGE_NEEDED,
-    PRIVILEGE,
-    SECCOMP_ONLY,
-    Attack,
-)
+from tests.escape.attacks import ALL, Attack, Control
 from tests.harness import Harness, harness, make_spec
 
-ALL = (*SECCOMP_ONLY, *NEEDS_CAPABILITY, *NO_PRIVILEGE_NEEDED)
-
-
-def launch(running: Harness, attack: Attack) -> str:
-    with make_spec() as spec, running.container(spec) as attempt:
-        _, output = attempt.run("python3", "-c", attack.source())
-    return output.strip().splitlines()[-1] if output.strip() else output
+Launch = Callable[[Attack, Control | None], str]
+CONFINED = Control("nothing")
+LINUX = tuple(int(part) for part in platform.release().split(".")[:2])
 
 
 @pytest.fixture(scope="module")
-def confined() -> Iterator[Harness]:
-    with harness() as running:
-        yield running
+def launch() -> Iterator[Launch]:
+    """What an attack prints in a container that lacks what a control lacks; launchers are kept."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def launcher(control: Control, plant: str) -> Harness:
+            return stack.enter_context(
+                harness(
+                    control.steps, keep_capabilities=control.keep_capabilities,
+                    patch=plant + control.patch,
+                )
+            )  # fmt: skip
+
+        def run(attack: Attack, control: Control | None) -> str:
+            lacking = control or CONFINED
+            with contextlib.ExitStack() as mine:
+                spec = mine.enter_context(make_spec(**dict(lacking.spec)))
+                arrange = attack.arrange or (lambda layer: contextlib.nullcontext({}))
+                values = mine.enter_context(arrange(Path(spec.rootfs.upper)))
+                attempt = mine.enter_context(launcher(lacking, attack.plant).container(spec))
+                _, output = attempt.run("python3", "-c", attack.source(values))
+            return output.strip().splitlines()[-1] if output.strip() else "no word"
+
+        yield run
 
 
-@pytest.fixture(scope="module")
-def without_seccomp() -> Iterator[Harness]:
-    with harness([Step.SECCOMP, Step.LANDLOCK]) as running:
-        yield running
+def named(attacks: list[Attack]) -> dict[str, Any]:
+    return {"argvalues": attacks, "ids": [attack.name for attack in attacks]}
 
 
-@pytest.fixture(scope="module")
-def privileged() -> Iterator[Harness]:
-    with harness(PRIVILEGE, keep_capabilities=True) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def seccomp_alone() -> Iterator[Harness]:
-    """Capabilities are kept; only the filter stands between the attack and success."""
-    kept = [step for step in PRIVILEGE if step not in (Step.SECCOMP, Step.NO_NEW_PRIVS)]
-    with harness(kept, keep_capabilities=True) as running:
-        yield running
-
-
-@pytest.mark.parametrize("attack", ALL, ids=lambda attack: attack.name)
-def test_the_attack_is_refused(confined: Harness, attack: Attack) -> None:
-    outcome = launch(confined, attack)
-    assert outcome in {f"refused {name}" for name in attack.expected}, outcome
+@pytest.mark.parametrize("attack", **named([*ALL]))
+def test_the_attack_is_refused(launch: Launch, attack: Attack) -> None:
+    assert launch(attack, None) in attack.outcomes()
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [a for a in SECCOMP_ONLY if a.without and not a.keep_capabilities],
-    ids=lambda attack: attack.name,
+    "attack", **named([a for a in ALL if a.control is not None and a.newer_than <= LINUX])
 )
-def test_without_the_filter_the_attack_succeeds(without_seccomp: Harness, attack: Attack) -> None:
-    assert launch(without_seccomp, attack) == "ESCAPED"
+def test_without_its_defence_the_attack_succeeds(launch: Launch, attack: Attack) -> None:
+    assert launch(attack, attack.control) in attack.bites
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [*(a for a in SECCOMP_ONLY if a.keep_capabilities), *NEEDS_CAPABILITY],
-    ids=lambda attack: attack.name,
+    ("attack", "lacking"),
+    [(attack, control) for attack in ALL for control in attack.alone],
+    ids=lambda value: value.name,
 )
-def test_with_capabilities_and_no_filter_the_attack_succeeds(
-    privileged: Harness, attack: Attack
+def test_what_is_left_of_its_defences_stops_it_alone(
+    launch: Launch, attack: Attack, lacking: Control
 ) -> None:
-    assert launch(privileged, attack) == "ESCAPED"
+    assert launch(attack, lacking).startswith("refused")
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [a for a in NEEDS_CAPABILITY if a.name not in {
-        # These are decided by capability and ownership alone; no filter looks at them.
-        "setuid to inside root", "give a file away", "write to the image's programs",
-        "bring an interface down",
-    }],
-    ids=lambda attack: attack.name,
-)  # fmt: skip
-def test_the_filter_alone_stops_even_full_capabilities(
-    seccomp_alone: Harness, attack: Attack
-) -> None:
-    assert launch(seccomp_alone, attack).startswith("refused")
-
-
-@pytest.mark.parametrize("attack", NEEDS_CAPABILITY, ids=lambda attack: attack.name)
-def test_having_no_capability_alone_stops_the_attack(
-    without_seccomp: Harness, attack: Attack
-) -> None:
-    assert launch(without_seccomp, attack).startswith("refused")
+def test_the_names_of_attacks_are_their_own() -> None:
+    assert len({attack.name for attack in ALL}) == len(ALL)
