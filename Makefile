@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm bench bench-peers bench-scale soak endurance crashes fuzz docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes fuzz docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -112,6 +112,10 @@ bench-peers: $(BENCH_STAMP) ## The first reply beside bubblewrap, runc, docker a
 bench-scale: $(BENCH_STAMP) ## The first reply among 1 to 500 kernels, and how far it goes to 1000
 	$(BENCH) --only scale --json docs/benchmarks/scale.json
 	$(BENCH).report docs/benchmarks/*.json
+
+audit: $(TEST_STAMP) ## What one probe sees and can do in our sandboxes, docker, bubblewrap and gVisor; 3 minutes
+	sh tools/apt-install.sh bubblewrap docker.io runc runsc
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.audit --json docs/benchmarks/audit.json --page docs/audit.md
 
 fuzz: $(TEST_STAMP) ## Made-up requests of every operation of the API, with figures; 15 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.hostile.fuzz

@@ -15,7 +15,7 @@ from typing import Any
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.models import Image
 
-__all__ = ["CpuTimes", "collect", "others_busy", "why_busy", "zygotes"]
+__all__ = ["CpuTimes", "collect", "others_busy", "programs", "why_busy", "zygotes"]
 
 LOAD_MAX, PRESSURE_MAX, STEAL_MAX = 0.5, 5.0, 1.0  # processes; percent of 10 s; percent
 OTHERS_MAX = 5.0  # percent of one core that others may take while we do nothing
@@ -132,12 +132,17 @@ def collect(client: SandboxClient, image: Image) -> dict[str, Any]:
         "commit": _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always",
                               "--dirty"),
         "packages": {name: _installed(name) for name in PACKAGES},
-        "programs": {
-            name: _first_line(*command) for name, command in PROGRAMS.items()
-            if shutil.which(command[0])
-        },
+        "programs": programs(),
         "image_digest": image.digest,
         "image_mib": round(image.size_bytes / (1 << 20)),
+    }  # fmt: skip
+
+
+def programs() -> dict[str, str]:
+    """What the other sandboxes that are installed here call their versions."""
+    return {
+        name: _first_line(*command) for name, command in PROGRAMS.items()
+        if shutil.which(command[0])
     }  # fmt: skip
 
 
