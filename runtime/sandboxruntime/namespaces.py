@@ -24,6 +24,7 @@ __all__ = [
     "write_kernel_file",
 ]
 
+_PR_SET_PDEATHSIG = 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 # Of every container, made in one clone3(2); the cgroup namespace follows when it is in its cgroup.
@@ -74,9 +75,13 @@ def make_user_namespace(
     Idmapped mounts take their map from a user namespace (mount_setattr(2)). The descriptor
     keeps it alive; the caller owns it.
     """
+    parent = os.getpid()
     pid, pidfd = syscalls.clone3(CloneFlag.NEWUSER)
     if pid == 0:
-        signal.pause()
+        # A launcher that is killed now must not leave it behind.
+        syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else it died before that
+            signal.pause()
         os._exit(0)
     try:
         write_id_maps(pid, uid_mappings, gid_mappings)

@@ -29,8 +29,9 @@ from typing import Any
 
 import pytest
 
-from sandboxruntime import capabilities, landlock, rlimits, seccomp, syscalls
+from sandboxruntime import capabilities, landlock, namespaces, rlimits, seccomp, syscalls
 from sandboxruntime.syscall_numbers import NUMBERS
+from tests.support import wait_until
 
 pytestmark = pytest.mark.privileged
 
@@ -579,3 +580,31 @@ def test_limits_are_in_force() -> None:
     assert opened < 16
     assert (soft, hard) == (16, 32)
     assert struct.calcsize("P") == 8
+
+
+def test_the_holder_of_a_user_namespace_ends_with_its_maker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between making it and its maps, as a launcher may be."""
+    read, write = os.pipe()
+
+    def killed(holder: int, *_: object) -> None:
+        # Not before it waits: or the test would be of the other half, its look at its parent.
+        wait_until(lambda: Path(f"/proc/{holder}/wchan").read_text() == "__do_sys_pause")
+        os.write(write, str(holder).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(namespaces, "write_id_maps", killed)
+    pid = os.fork()
+    if pid == 0:
+        namespaces.make_user_namespace((), ())
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    holder = int(os.read(read, 16))
+    os.close(read)
+    os.close(write)
+    try:
+        wait_until(lambda: not Path(f"/proc/{holder}").exists(), timeout_s=5)
+    except AssertionError:
+        os.kill(holder, signal.SIGKILL)
+        raise
