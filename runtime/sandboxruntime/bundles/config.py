@@ -260,7 +260,7 @@ def parse_process(process: Any) -> Process:
     return Process(
         args=args,
         env=process.strings("env"),
-        cwd=posixpath.normpath(cwd),
+        cwd=_plain(cwd),
         uid=user.take("uid", int, 0),
         gid=user.take("gid", int, 0),
         groups=user.numbers("additionalGids"),
@@ -306,8 +306,7 @@ def _mount(item: _Object) -> Mount:
     item.refuse("uidMappings", "gidMappings")
     destination = item.demand("destination", str, "")
     # OCI 1.0 deprecates relative destinations and has them mean this.
-    destination = posixpath.normpath(f"/{destination}")
-    return Mount(destination, item.take("type", str, ""), item.take("source", str, ""),
+    return Mount(_plain(destination), item.take("type", str, ""), item.take("source", str, ""),
                  item.strings("options"))  # fmt: skip
 
 
@@ -316,7 +315,7 @@ def _device(item: _Object) -> Device:
     if kind not in ("c", "b", "u", "p"):
         raise SpecError(f"{item.path}.type is {kind!r}, not one of c, b, u, p", field=item.path)
     return Device(
-        path=posixpath.normpath(item.demand("path", str, "")),
+        path=_plain(item.demand("path", str, "")),
         type=kind,
         major=item.take("major", int, 0),
         minor=item.take("minor", int, 0),
@@ -350,7 +349,7 @@ def _limits(resources: _Object) -> Limits:
         swap_bytes=swap_bytes if limit > 0 else 0,
         cpu_quota_us=quota if quota > 0 else None,
         cpu_period_us=cpu.take("period", int, 0) or 100_000,
-        cpu_weight=max(1, min(10_000, round(shares * 100 / 1024))) if shares else None,
+        cpu_weight=max(1, min(10_000, shares * 100 // 1024)) if shares else None,
         pids=count if count > 0 else None,
         io=_io(resources.object("blockIO")),
     )
@@ -387,12 +386,17 @@ def _sysctl(values: Mapping[str, str], namespaces: Mapping[str, str]) -> Mapping
     return values
 
 
+def _plain(path: str) -> str:
+    """Absolute and normalised. Of two slashes at the beginning, normpath() would keep both."""
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
 def _absolute(linux: _Object, name: str) -> tuple[str, ...]:
     found: Sequence[str] = linux.strings(name)
     for path in found:
         if not path.startswith("/"):
             raise SpecError(f"linux.{name}: {path!r} is not absolute", field=f"linux.{name}")
-    return tuple(posixpath.normpath(path) for path in found)
+    return tuple(map(_plain, found))
 
 
 def _hook(item: _Object) -> Hook:
