@@ -107,7 +107,9 @@ def _validate_cgroups_path(path: str) -> None:
 
 
 def _validate_absolute(path: str, field: str) -> None:
-    if not path.startswith("/") or "\0" in path or posixpath.normpath(path) != path:
+    # POSIX lets two slashes at the beginning mean something else, and normpath() keeps them.
+    plain = path.startswith("/") and not path.startswith("//") and "\0" not in path
+    if not plain or posixpath.normpath(path) != path:
         raise SpecError(f"path {path!r} is not absolute and normalised", field=field)
 
 

@@ -66,7 +66,7 @@ def check_environment(
     if request.argv is not None:
         raise RequestError("argv and environment exclude each other", field="environment")
     for path in (environment.python, environment.base, *environment.folders):
-        if posixpath.normpath(path) != path:
+        if posixpath.normpath(path) != path or path.startswith("//"):
             raise RequestError(f"{path!r} is not a normalised path", field="environment")
     has = python_of(image_labels)
     inside = any(is_below(environment.base, folder) for folder in environment.folders)

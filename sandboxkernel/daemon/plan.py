@@ -93,7 +93,8 @@ def work_folder_of(request: KernelCreate) -> str | None:
     """The folder to mount; None mounts none. Raises WorkFolderError for a senseless path."""
     folder, cwd = request.work_folder or request.cwd, request.cwd
     for path in (folder, cwd):
-        if path is not None and posixpath.normpath(path) != path:
+        # Of two slashes at the beginning, normpath() keeps both.
+        if path is not None and (posixpath.normpath(path) != path or path.startswith("//")):
             raise WorkFolderError(
                 f"{path!r} is not a normalised absolute path",
                 hint="Leave out '.', '..', '//' and a trailing '/'.",

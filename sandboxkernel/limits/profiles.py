@@ -251,6 +251,12 @@ def _parse_mount(raw: Mapping[str, Any], where: str) -> ProfileMount:
 
 
 def _absolute(path: Any, where: str) -> str:
-    if not isinstance(path, str) or not path.startswith("/") or posixpath.normpath(path) != path:
+    # Of two slashes at the beginning, normpath() keeps both.
+    if (
+        not isinstance(path, str)
+        or not path.startswith("/")
+        or path.startswith("//")
+        or posixpath.normpath(path) != path
+    ):
         raise RequestError(f"{where}: {path!r} is not an absolute, normalised path", field=where)
     return path

@@ -25,7 +25,7 @@ from sandboxkernel.models import IoLimit, KernelCreate, Limits, PythonEnvironmen
 from sandboxruntime.errors import SpecError
 from sandboxruntime.handover import Payload
 from sandboxruntime.mounts import plan_masks, plan_mounts
-from sandboxruntime.spec import Spec, from_json, to_json
+from sandboxruntime.spec import Bind, Credentials, Spec, from_json, to_json
 from sandboxruntime.validate import validate
 
 GOLDEN = Path(__file__).parent / "golden" / "spec.json"
@@ -130,6 +130,17 @@ def test_folders_that_make_no_sense_are_refused(cwd: str, folder: str | None) ->
 ENVIRONMENT = PythonEnvironment(
     python="/opt/venv/bin/python", base="/opt/python/bin/python3", folders=["/opt/venv"]
 )
+
+
+@pytest.mark.parametrize("folder", ["//home/ada", "//usr", "//"])
+def test_two_slashes_are_no_way_round_what_is_covered_or_reserved(folder: str) -> None:
+    """posixpath.normpath() keeps two: "//home/ada" is the home, and none of its prefixes match."""
+    with pytest.raises(WorkFolderError):
+        work_folder_of(KernelCreate(kernel_id="k", work_folder=folder))
+    spec = plan_spec(KernelCreate(kernel_id="k"), GROUND)
+    bind = Bind(folder, folder, Credentials(1000, 1000))
+    with pytest.raises(SpecError):
+        validate(dataclasses.replace(spec, binds=(bind,)))
 
 
 def test_environment_is_mounted_read_only_with_the_callers_rights() -> None:
