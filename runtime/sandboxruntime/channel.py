@@ -40,7 +40,10 @@ def send_message(
 
 
 def recv_message(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """Receive one message; (None, []) at end of file. The caller owns the descriptors."""
+    """Receive one message; (None, []) at end of file. The caller owns the descriptors.
+
+    Raises ValueError for what is no message, and closes the descriptors that came with it.
+    """
     data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
     for level, kind, payload in ancillary:
@@ -54,10 +57,13 @@ def recv_message(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]
     if not data:
         close_fds(fds)
         return None, []
-    message = json.loads(data)
-    if not isinstance(message, dict):
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("message is not an object")
+    except (ValueError, RecursionError) as exc:
         close_fds(fds)
-        raise ValueError("message is not an object")
+        raise ValueError(f"not a message: {exc}") from exc
     return message, fds
 
 

@@ -23,6 +23,7 @@ from sandboxruntime.channel import MAX_FDS, close_fds, recv_exact
 
 __all__ = [
     "FIRST_FD",
+    "MAX_RESULT",
     "Payload",
     "Result",
     "become_program",
@@ -34,6 +35,7 @@ __all__ = [
 
 FIRST_FD = 3  # where the descriptors of a payload start in the program
 MAX_PAYLOAD = 8 * 1024 * 1024  # bytes; the environment is limited to 2 MiB by the API
+MAX_RESULT = 64 * 1024  # bytes
 HELLO = b"locked\n"
 _COPY_FD_MIN, _SOCKET_FD_MIN = 100, 200
 SIGNALS_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -81,14 +83,17 @@ class Result:
 
 
 def read_result(data: bytes) -> Result:
-    """Decode the lines that the process wrote."""
+    """Decode the lines that the process wrote. Raises ValueError for anything else."""
     failure, executed = None, ""
-    for line in data.splitlines():
-        record = json.loads(line)
-        if "errno" in record:
-            failure = int(record["errno"]), str(record["message"])
-        else:
-            executed = str(record["executes"])
+    try:
+        for line in data.splitlines():
+            record = json.loads(line)
+            if "errno" in record:
+                failure = int(record["errno"]), str(record["message"])
+            else:
+                executed = str(record["executes"])
+    except (LookupError, TypeError, OverflowError, RecursionError) as exc:
+        raise ValueError(f"not a word of the hand-over: {exc!r}") from exc
     return Result(failure, executed)
 
 

@@ -39,7 +39,7 @@ from sandboxruntime import oci, syscalls
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.container import Container, Host, Joined
-from sandboxruntime.errors import ContainerError, ContainerNotFound, StateError
+from sandboxruntime.errors import ContainerError, ContainerNotFound, SpecError, StateError
 from sandboxruntime.readopt import adopt
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec, from_json
@@ -50,6 +50,8 @@ from sandboxruntime.zygote import Spare, Zygote
 __all__ = ["Launcher", "encode_error", "main"]
 
 Message = dict[str, Any]
+# What members or descriptors that are missing, or are something else, raise.
+_MISTAKES = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 FAULT_VARIABLE = "SANDBOXRUNTIME_FAIL_AT"  # a Step: the fault-injection tests set it
 
 
@@ -92,7 +94,11 @@ class Launcher:
                     callback()
 
     def _serve(self) -> None:
-        message, fds = recv_message(self._sock)
+        try:
+            message, fds = recv_message(self._sock)
+        except ValueError as exc:  # nobody can be answered: it has no serial
+            sys.stderr.write(f"the launcher was sent {exc}\n")
+            return
         if message is None:
             self._running = False
             return
@@ -102,6 +108,11 @@ class Launcher:
             reply |= self._dispatch(message, fds, reply_fds)
         except (ContainerError, OSError) as exc:
             reply["error"] = encode_error(exc)
+        except _MISTAKES as exc:  # it must outlive a request that makes no sense
+            sys.stderr.write(traceback.format_exc())
+            reply["error"] = encode_error(
+                SpecError(f"request {message.get('op')!r}: {exc!r}"[:500], field="op")
+            )
         finally:
             close_fds(fds)
         self._send(reply, reply_fds)
@@ -109,9 +120,9 @@ class Launcher:
     def _dispatch(
         self, message: dict[str, Any], fds: list[int], reply_fds: list[int]
     ) -> dict[str, Any]:
-        operation = _OPERATIONS.get(message["op"])
+        operation = _OPERATIONS.get(str(message.get("op")))
         if operation is None:
-            raise ContainerError(f"unknown operation {message['op']!r}")
+            raise ContainerError(f"unknown operation {message.get('op')!r}"[:200])
         return operation(self, message, fds, reply_fds) or {}
 
     def _create(self, message: Message, fds: list[int], reply_fds: list[int]) -> Message:

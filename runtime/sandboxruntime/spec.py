@@ -201,6 +201,8 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
             return tuple(
                 _decode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items)
             )
+        if len(items) != len(arguments):
+            raise SpecError(f"{path} has {len(items)} items, not {len(arguments)}", field=path)
         return tuple(_decode(a, item, path) for a, item in zip(arguments, items, strict=True))
     if origin is dict:
         items = _expect(data, dict, path)

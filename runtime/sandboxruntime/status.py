@@ -13,6 +13,8 @@ from sandboxruntime.steps import Step
 __all__ = ["await_status", "setup_error"]
 
 TOTAL_MAX = 65536  # bytes
+# What reading words that make no sense raises: infinities overflow, deep nesting recurses.
+_SENSELESS = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 def setup_error(step: str, code: int, message: str) -> SetupError:
@@ -45,6 +47,6 @@ def await_status(status_fd: int, limit_s: float) -> dict[str, float]:
         if failures:
             first = failures[0]
             raise setup_error(Step(first["step"]), int(first["errno"]), first["message"])
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except _SENSELESS as exc:
         raise setup_error(Step.CLONE, 0, f"the process said {data[:200]!r}") from exc
     raise setup_error(Step.CLONE, 0, "the process ended without a word (out of memory?)")

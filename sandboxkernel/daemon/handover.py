@@ -15,7 +15,15 @@ from typing import Any
 
 from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime import syscalls
-from sandboxruntime.handover import HELLO, Payload, Result, encode_payload, read_result
+from sandboxruntime.channel import close_fds
+from sandboxruntime.handover import (
+    HELLO,
+    MAX_RESULT,
+    Payload,
+    Result,
+    encode_payload,
+    read_result,
+)
 from sandboxruntime.verify import Facts, read_facts, start_ticks
 
 __all__ = ["HandOver", "Peer"]
@@ -129,6 +137,10 @@ class HandOver:
                     peer.close()
                     raise
                 return peer, facts, result
+        except (BrokenPipeError, ConnectionResetError, FileNotFoundError, ProcessLookupError):
+            raise KernelStartFailed(
+                "the process ended during the hand-over", step="hand_over"
+            ) from None
         except TimeoutError:
             raise KernelStartFailed(
                 f"the process did not take over within {TIMEOUT_S:g} s", step="hand_over"
@@ -167,6 +179,10 @@ class HandOver:
                 pid = struct.unpack("3i", content)[0]
             elif level == socket.SOL_SOCKET and kind == SCM_PIDFD:
                 pidfd = array.array("i", content)[0]
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                # Nobody asked for them; they took the room of the pidfd, too.
+                whole = len(content) - len(content) % 4
+                close_fds(list(array.array("i", content[:whole])))
         if data != HELLO or pid <= 0:
             if pidfd >= 0:
                 os.close(pidfd)
@@ -184,7 +200,17 @@ class HandOver:
         data = b""
         while chunk := await self._recv():
             data += chunk
-        result = read_result(data)
+            if len(data) > MAX_RESULT:
+                raise KernelStartFailed(
+                    f"the process said more than {MAX_RESULT} bytes while it took over",
+                    step="hand_over",
+                )
+        try:
+            result = read_result(data)
+        except ValueError as exc:
+            raise KernelStartFailed(
+                f"the process said {data[:100]!r} while it took over", step="hand_over"
+            ) from exc
         if result.failure is not None:
             code, message = result.failure
             raise KernelStartFailed(
