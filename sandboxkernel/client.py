@@ -102,9 +102,14 @@ class SandboxClient:
 
     def _get(self, path: str, model: type[T], **query: object) -> T:
         text = urlencode({k: v for k, v in query.items() if v is not None})
-        return msgspec.json.decode(
-            self._call("GET", f"{path}?{text}" if text else path), type=model
-        )
+        data = self._call("GET", f"{path}?{text}" if text else path)
+        try:
+            return msgspec.json.decode(data, type=model)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise DaemonUnavailable(
+                f"the daemon's answer to GET {path} is none that this client knows: {exc}",
+                hint="Client and daemon should be of the same version.",
+            ) from exc
 
     def _stream(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
         """Lines of a streamed reply; an error line of the daemon is raised."""

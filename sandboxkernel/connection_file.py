@@ -53,7 +53,7 @@ def read_connection_file(path: Path) -> ConnectionFile:
         raise RequestError(f"the connection file {path} has more than {SIZE_MAX} bytes")
     try:
         found = msgspec.json.decode(data, type=ConnectionFile)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RequestError(
             f"{path} is not a connection file that a client could use: {exc}",
             hint="It needs transport, ip, five ports and key, as jupyter_client writes them.",

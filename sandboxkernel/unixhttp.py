@@ -54,6 +54,6 @@ def error_from_response(status: int, data: bytes) -> SandboxError:
     """The error that a reply of the daemon says."""
     try:
         problem = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return SandboxError(f"the daemon answered {status}: {data[:200]!r}")
     return error_from_problem(problem)

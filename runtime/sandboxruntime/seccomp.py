@@ -115,8 +115,14 @@ def parse_profile(text: str) -> Profile:
     """
     try:
         table = tomllib.loads(text)
+        return _parse_table(table)
     except tomllib.TOMLDecodeError as exc:
         raise _bad(str(exc)) from exc
+    except (KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise _bad(f"a member is missing or of another type: {exc}") from exc
+
+
+def _parse_table(table: Mapping[str, Any]) -> Profile:
     _only(table, {"name", "extends", "default", "allow", "eperm", "enosys", "rule"})
     calls: dict[str, tuple[Rule, ...]] = {}
     for key, action in (("allow", "allow"), ("eperm", "EPERM"), ("enosys", "ENOSYS")):

@@ -109,7 +109,7 @@ def decode_document(content: bytes, document_type: type[_Document], name: str) -
     """Parse a document; `name` says which in the error. Raises ImageError."""
     try:
         return msgspec.json.decode(content, type=document_type)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ImageError(f"cannot read {name}: {exc}") from exc
 
 

@@ -315,7 +315,7 @@ class ImageStore:
             size_bytes=descriptor.size
             + manifest.config.size
             + sum(layer.size for layer in manifest.layers),
-            created_at=datetime.fromisoformat(stored_at) if stored_at else _EPOCH,
+            created_at=_time(stored_at, descriptor.digest),
             labels=dict(config.config.Labels or {}),
             layers=tuple(Digest.parse(layer.digest) for layer in manifest.layers),
         )
@@ -394,6 +394,15 @@ class ImageStore:
 
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def _time(text: str | None, digest: str) -> datetime:
+    if not text:
+        return _EPOCH
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ImageError(f"image {digest} was stored at {text[:80]!r}, which is no time") from exc
 
 
 def _names(directory: Path) -> list[str]:

@@ -67,16 +67,18 @@ def parse_filter(data: Mapping[str, Any]) -> tuple[int, dict[str, list[FilterRul
     for name in ("listenerPath", "listenerMetadata"):
         if data.get(name):
             raise _bad(f"{name} is more than this runtime can do")
-    if flags := set(data.get("flags") or ()) - {"SECCOMP_FILTER_FLAG_TSYNC"}:
-        raise _bad(f"flags {sorted(flags)} are more than this runtime can do")
+    flags = [name for name in _list(data, "flags") if name != "SECCOMP_FILTER_FLAG_TSYNC"]
+    if flags:
+        raise _bad(f"flags {flags} are more than this runtime can do")
     known = set().union(*NUMBERS.values())
     default = _action(data.get("defaultAction"), data.get("defaultErrnoRet"))
     calls: dict[str, list[FilterRule]] = {}
-    for entry in data.get("syscalls") or ():
+    for entry in _list(data, "syscalls", dict):
         action = _action(entry.get("action"), entry.get("errnoRet"))
-        tests = [_test(item) for item in entry.get("args") or ()]
+        tests = [_test(item) for item in _list(entry, "args", dict)]
+        names = _list(entry, "names", str)
         for rule in _rules(action, tests):
-            for call in entry.get("names") or ():
+            for call in names:
                 if call in known:
                     calls.setdefault(call, []).append(rule)
     return default, calls
@@ -89,12 +91,22 @@ def _rules(action: int, tests: Sequence[Test]) -> list[FilterRule]:
     return [FilterRule(action, (test,)) for test in tests]
 
 
+def _list(data: Mapping[str, Any], name: str, kind: type = object) -> list[Any]:
+    """A member that is an array of `kind`; null, as Go writes an empty one, counts as empty."""
+    found = data.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        raise _bad(f"{name} is not an array of what it should hold")
+    return found
+
+
 def _bad(message: str) -> SpecError:
     return SpecError(f"linux.seccomp: {message}", field="linux.seccomp")
 
 
 def _action(name: Any, data: Any) -> int:
-    if name not in ACTIONS:
+    if not isinstance(name, str) or name not in ACTIONS:
         raise _bad(f"action {name!r} is none that this runtime knows")
     if name not in _WITH_DATA:
         return ACTIONS[name]

@@ -142,7 +142,9 @@ def parse_others(mountinfo: str, layout: Layout) -> list[str]:
     for line in mountinfo.split("\n"):
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
-        if right.startswith("cgroup ") and fields[3] == "/" and _unescape(fields[4]) not in used:
+        if not right.startswith("cgroup ") or len(fields) < 6 or fields[3] != "/":
+            continue
+        if _unescape(fields[4]) not in used:
             others.append(_unescape(fields[4]))
     return others
 
