@@ -81,6 +81,7 @@ LEFT_OUT = {
     "tests/hostile/test_clock.py": "the daemon alone, with a clock of its own",
     "tests/hostile/test_configuration.py": "files of the daemon's, read by the daemon",
     "tests/hostile/test_fuzz.py": "requests and words; minutes here",
+    "tests/hostile/test_guided.py": "bytes that are parsed; minutes here",
     "tests/hostile/test_launcher.py": "messages that are refused before the host has a part in it",
     "tests/hostile/test_http.py": "the daemon's HTTP; thousands of connections",
     "tests/hostile/test_paths.py": "names of folders; test_two_users and test_confinement_primitives run",
