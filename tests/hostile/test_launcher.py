@@ -18,7 +18,7 @@ from sandboxkernel.daemon import handover
 from sandboxkernel.daemon.handover import HandOver
 from sandboxkernel.errors import KernelStartFailed, SandboxError
 from sandboxruntime.channel import MAX_MESSAGE
-from sandboxruntime.handover import Payload
+from sandboxruntime.handover import MAX_RESULT, Payload
 from sandboxruntime.launcher import _OPERATIONS
 from sandboxruntime.spec import to_json
 from tests.harness import Harness, harness, make_spec
@@ -165,8 +165,10 @@ def test_no_guest_holds_up_or_fills_the_daemon(guest: str, monkeypatch: pytest.M
     monkeypatch.setattr(handover, "TIMEOUT_S", 2.0)
     judged: list[int] = []
     before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(KernelStartFailed):
+    with pytest.raises(KernelStartFailed) as caught:
         asyncio.run(meet(guest, judged))
+    if guest == "flood":
+        assert str(MAX_RESULT) in caught.value.message  # not: until the time was over
     assert sorted(os.listdir("/proc/self/fd")) == before
     if guest != "dies":  # which may be looked at before, or after, it has ended
         assert bool(judged) == (guest not in ("silence", "noise", "end", "half"))
