@@ -39,7 +39,7 @@ class Outcome:
 
 def run_target(name: str, *options: str, corpus: Path | None = None) -> Outcome:
     """Run one target. `options` are libFuzzer's; `corpus` is kept, and grows."""
-    with tempfile.TemporaryDirectory(prefix="sandboxkernel-fuzz-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="sandboxkernel-fuzz-", dir="/dev/shm") as scratch:
         seeds = Path(scratch) / "seeds"
         seeds.mkdir()
         for index, seed in enumerate(TARGETS[name][1]):
