@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
+from sandboxruntime.acting import acting_as
 from sandboxruntime.channel import recv_message, send_message
 from sandboxruntime.errors import HostError, SetupError, SpecError
 from sandboxruntime.namespaces import make_user_namespace
-from sandboxruntime.spec import Bind, Credentials, IdMapping, Rootfs, Spec
+from sandboxruntime.spec import Bind, IdMapping, Rootfs, Spec
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import (
     AT_EMPTY_PATH,
@@ -35,7 +36,6 @@ __all__ = [
     "OVERLAY_OPTIONS",
     "Bundle",
     "MountFactory",
-    "acting_as",
     "is_allowed",
     "overlay_options",
 ]
@@ -159,12 +159,11 @@ class MountFactory:
         attributes = MountAttr.NOSUID | MountAttr.NODEV
         if bind.read_only:
             attributes |= MountAttr.RDONLY
-        userns_fd = None
-        if not spec.zygote:
-            userns_fd = self._namespace_for(
-                _disk_to_inside(bind.opener.uid, spec.process.uid, spec.uid_mappings),
-                _disk_to_inside(bind.opener.gid, spec.process.gid, spec.gid_mappings),
-            )
+        try:
+            userns_fd = None if spec.zygote else self._bind_namespace(bind, spec)
+        except BaseException:
+            os.close(fd)
+            raise
         try:
             _set_attributes(fd, attributes, userns_fd)
         except OSError as exc:
@@ -178,6 +177,12 @@ class MountFactory:
             ) from exc
         return fd
 
+    def _bind_namespace(self, bind: Bind, spec: Spec) -> int:
+        return self._namespace_for(
+            _disk_to_inside(bind.opener.uid, spec.process.uid, spec.uid_mappings),
+            _disk_to_inside(bind.opener.gid, spec.process.gid, spec.gid_mappings),
+        )
+
     @contextlib.contextmanager
     def bundle(self, root_fd: int, bind_fds: list[int]) -> Iterator[Bundle]:
         """A directory in which another runtime finds the mounts, for as long as it needs them.
@@ -186,7 +191,7 @@ class MountFactory:
         """
         with contextlib.ExitStack() as stack:
             directory = self._new_directory(0o711)
-            stack.callback(shutil.rmtree, directory)
+            stack.callback(_remove_flat, directory)
             places = []
             for index, fd in enumerate((root_fd, *bind_fds)):
                 places.append(f"{directory}/{index}")
@@ -221,7 +226,7 @@ class MountFactory:
             for layer in spec.rootfs.lower:
                 lower.append(self._mount_lower(layer, userns_fd))
                 # overlayfs keeps private clones of its layers; ours are not needed again.
-                stack.callback(syscalls.umount2, lower[-1], UmountFlag.DETACH)
+                stack.callback(_detach, lower[-1])
             fs_fd = syscalls.fsopen("overlay")
             stack.callback(os.close, fs_fd)
             for key, value in overlay_options(spec.rootfs, lower):
@@ -236,9 +241,13 @@ class MountFactory:
 
     def _attach(self, mount_fd: int) -> str:
         mount_point = self._new_directory()
-        syscalls.move_mount(
-            mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH
-        )
+        try:
+            syscalls.move_mount(
+                mount_fd, "", syscalls.AT_FDCWD, mount_point, MoveMountFlag.F_EMPTY_PATH
+            )
+        except OSError:
+            os.rmdir(mount_point)
+            raise
         return mount_point
 
     def _mount_lower(self, layer: str, userns_fd: int | None) -> str:
@@ -294,16 +303,34 @@ class MountFactory:
         return fd
 
     def _unmount(self, key: tuple[Rootfs, tuple[IdMapping, ...]]) -> None:
-        overlay = self._overlays.pop(key)
-        syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
-        os.rmdir(overlay.mount_point)
+        mount_point = self._overlays[key].mount_point
+        syscalls.umount2(mount_point, UmountFlag.DETACH)
+        del self._overlays[key]
+        os.rmdir(mount_point)
 
     def _new_directory(self, mode: int = 0o700) -> str:
         self._serial += 1
         path = f"{self._staging}/{self._serial}"
         os.mkdir(path)
-        os.chmod(path, mode)
+        try:
+            os.chmod(path, mode)
+        except OSError:
+            os.rmdir(path)
+            raise
         return path
+
+
+def _detach(mount_point: str) -> None:
+    syscalls.umount2(mount_point, UmountFlag.DETACH)
+    os.rmdir(mount_point)
+
+
+def _remove_flat(directory: str) -> None:
+    """Remove a bundle. Never a whole tree: what could not be unmounted there is a user's."""
+    for entry in list(os.scandir(directory)):
+        remove = os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink
+        remove(entry.path)
+    os.rmdir(directory)
 
 
 def _clone_root(container_pidfd: int) -> int:
@@ -327,26 +354,6 @@ def _clone_root(container_pidfd: int) -> int:
             found = message or {"errno": errno.EIO, "message": "the helper ended without a word"}
             raise OSError(found["errno"], f"cannot clone a container's root: {found['message']}")
         return fds[0]
-
-
-@contextlib.contextmanager
-def acting_as(credentials: Credentials) -> Iterator[None]:
-    """Act on the file system with a user's rights (setfsuid(2)): only in a process with one thread.
-
-    Setting fsuid to a non-zero id drops the file system capabilities from the effective set.
-    """
-    groups = os.getgroups()
-    os.setgroups(credentials.groups)
-    syscalls.setfsgid(credentials.gid)
-    syscalls.setfsuid(credentials.uid)
-    try:
-        if syscalls.setfsuid(credentials.uid) != credentials.uid:
-            raise PermissionError(errno.EPERM, "setfsuid did not take effect")
-        yield
-    finally:
-        syscalls.setfsuid(0)
-        syscalls.setfsgid(0)
-        os.setgroups(groups)
 
 
 def is_allowed(path: str, roots: tuple[str, ...]) -> bool:
