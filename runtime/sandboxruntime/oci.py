@@ -168,7 +168,12 @@ def _execute(argv: Sequence[str], fds: Sequence[int], *, output_fd: int) -> int:
     pid = os.fork()
     if pid == 0:
         _become(argv, fds, output_fd, parent)
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # our child, not reaped: the number is still its own
+        os.waitpid(pid, 0)
+        raise
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
