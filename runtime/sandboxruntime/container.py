@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import time
@@ -353,11 +354,16 @@ def _wait_for_joined(context: Context, child: int) -> NoReturn:
     """Outside the PID namespace: pass the wait status on. Nothing of the image runs here."""
     try:
         # Not the launcher's sockets, above all: whoever is at their other end must see it end.
-        close_all_but((context.exit_fd,))
+        close_all_but((context.exit_fd, context.status_fd))
         # Without the check of capabilities.drop_all(): our /proc/self is in another namespace.
         capabilities.drop_bounding()
         syscalls.capset(0, 0, 0)
         syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    except BaseException as exc:
+        os.kill(child, signal.SIGKILL)  # nobody would wait for it
+        report_failure(context.status_fd, Step.CLONE, exc)
+    os.close(context.status_fd)
+    try:
         _, status = os.waitpid(child, 0)
         os.write(context.exit_fd, struct.pack("i", status))
     finally:
@@ -371,10 +377,12 @@ def read_exit(exit_fd: int) -> int | None:
 
 
 def delete(host: Host, container: Container) -> None:
-    """Kill what is left and give everything back. Idempotent towards a half-gone container."""
+    """Kill what is left and give everything back. One that has failed can be repeated."""
     container.cgroup.kill()
-    end(container.pidfd)
-    os.close(container.exit_fd)
+    if container.pidfd >= 0:
+        end(container.pidfd)
+        os.close(container.exit_fd)
+        container.pidfd = container.exit_fd = -1
     if container.spec.executor is not None:
         oci.forget(host.oci_state, container.spec.container_id, container.cgroup)
     container.cgroup.remove()

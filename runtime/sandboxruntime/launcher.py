@@ -106,8 +106,10 @@ class Launcher:
         reply_fds: list[int] = []
         try:
             reply |= self._dispatch(message, fds, reply_fds)
-        except (ContainerError, OSError) as exc:
+        except ContainerError as exc:
             reply["error"] = encode_error(exc)
+        except OSError as exc:  # outside of any step: the operation is the step
+            reply["error"] = {**encode_error(exc), "step": str(message.get("op"))}
         except _MISTAKES as exc:  # it must outlive a request that makes no sense
             sys.stderr.write(traceback.format_exc())
             reply["error"] = encode_error(
@@ -274,11 +276,14 @@ class Launcher:
 
     def _delete(self, container: Container) -> None:
         self._retire(container.spec.container_id)
-        with contextlib.suppress(KeyError):  # unregistered when its exit was seen
-            self._selector.unregister(container.exit_fd)
-        self._selector.unregister(container.oom_fd)
-        del self._containers[container.spec.container_id]
+        if container.oom_fd >= 0:
+            with contextlib.suppress(KeyError):  # unregistered when its exit was seen
+                self._selector.unregister(container.exit_fd)
+            self._selector.unregister(container.oom_fd)
+            container.oom_fd = -1
         containers.delete(self._host, container)
+        # Only now: if that has failed, the next request goes on with it.
+        del self._containers[container.spec.container_id]
 
     def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         try:
