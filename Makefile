@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes fuzz fuzz-guided docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults fuzz fuzz-guided docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -122,6 +122,8 @@ fuzz: $(TEST_STAMP) ## Made-up requests of every operation of the API, with figu
 
 fuzz-guided: $(TEST_STAMP) ## Made-up bytes for every reader of others' bytes, guided by coverage; SECONDS_IN_ALL=600
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600)
+faults: $(TEST_STAMP) ## Every privileged operation of the launcher fails, with every errno; 40 minutes
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json
 
 crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random moments; 6 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.crashes --json docs/benchmarks/crashes.json

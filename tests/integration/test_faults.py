@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime.cgroup import read_layout
 from sandboxruntime.launcher import FAULT_VARIABLE
 from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
+from tests.faults.scene import ERRNOS, at_point, baseline, count, scene
 from tests.harness import Harness, harness, make_spec
 from tests.support import CGROUP_PARENT, wait_until
 
@@ -78,3 +81,32 @@ def test_killing_the_launcher_leaves_processes_in_their_cgroup_for_the_next_daem
         for path in our_cgroups():
             os.rmdir(path)
     running.remove_staging()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "every"), [("cold", 45), ("exec", 45), ("delete", 9), ("runc", 45)]
+)
+@pytest.mark.timeout(120)
+def test_a_failing_operation_runs_no_user_code_and_leaves_nothing(
+    scenario: str, every: int
+) -> None:
+    """A sample of `make faults`."""
+    if scenario == "runc" and shutil.which("runc") is None:
+        pytest.skip("runc is not installed")
+    with scene() as stage:
+        held = baseline(stage)
+        for turn, number in enumerate(range(1, count(stage, scenario) + 1, every)):
+            at_point(stage, scenario, number, getattr(errno, ERRNOS[turn % len(ERRNOS)]), held)
+    assert stage.found.faults[scenario] >= 2
+    assert stage.found.user_code_ran == []
+    assert stage.found.leaks == []
+    assert stage.found.problems == []
+
+
+def test_an_end_that_failed_can_be_asked_for_again() -> None:
+    """The launcher keeps what it could not remove, process and layer."""
+    with scene() as stage:
+        held = baseline(stage)
+        assert at_point(stage, "delete", 1, errno.EIO, held)
+    assert stage.found.refused == {"delete: step delete": 1}
+    assert stage.found.is_clean()

@@ -1,0 +1,1 @@
+"""Every privileged operation of the launcher fails once, with every errno."""
