@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -48,11 +49,16 @@ def main() -> int:
 
 
 def run(found: Found, scenario: str, every: int, codes: list[int], *, rotate: bool = False) -> None:
-    """Every point of one scenario, in a launcher of its own."""
+    """Every point of one scenario, in a launcher of its own; SIGINT ends it after a point."""
     with scene() as stage:
         stage.found = found
         held = baseline(stage)
+        asked: list[int] = []
+        signal.signal(signal.SIGINT, lambda signum, _: asked.append(signum))
         for turn, number in enumerate(range(1, count(stage, scenario) + 1, every)):
+            if asked:
+                found.problems.append(f"{scenario}: interrupted before operation {number}")
+                return
             for code in [codes[turn % len(codes)]] if rotate else codes:
                 at_point(stage, scenario, number, code, held)
 

@@ -74,7 +74,8 @@ def _wrap(switch: Switch, owner: Any, name: str) -> None:
     def outer(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("sandboxruntime"):
+        # `os` has other users in this process; system calls may be an ExitStack's callbacks.
+        if owner is not os or module.startswith("sandboxruntime"):
             switch.step(f"{owner.__name__.rpartition('.')[2]}.{name} in {_place(frame)}")
         return inner(*args, **kwargs)
 
@@ -85,7 +86,11 @@ def _place(frame: FrameType | None) -> str:
     """The innermost functions of the runtime, up to the first that is no mere helper's."""
     names: list[str] = []
     while frame is not None:
-        module = frame.f_globals.get("__name__", "").removeprefix("sandboxruntime.")
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith("sandboxruntime"):
+            frame = frame.f_back
+            continue
+        module = name.removeprefix("sandboxruntime.")
         names.append(f"{module}.{frame.f_code.co_name}")
         if module not in ("cgroup.files", "namespaces", "cgroup.lifecycle"):
             break

@@ -17,6 +17,7 @@ from typing import Any
 from sandboxkernel.errors import SandboxError
 from sandboxruntime.cgroup import read_layout
 from sandboxruntime.channel import close_fds
+from sandboxruntime.errors import VerifyError
 from sandboxruntime.handover import Payload, encode_payload
 from sandboxruntime.spec import Credentials, Spec, to_json
 from tests.faults.injector import COUNT_ONLY, VARIABLE, Switch
@@ -165,7 +166,10 @@ def start(stage: Scene, spec: Spec) -> str:
     except AssertionError:
         return "hand_over: ended without a greeting"
     try:
-        attempt.verify()
+        try:
+            attempt.verify()
+        except (VerifyError, OSError) as exc:
+            return f"step verify: {exc}"
         failure = hand_over(stage, attempt._hand)
         return f"hand_over: {failure!r}" if failure else ""
     finally:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,34 @@ def test_a_failing_operation_runs_no_user_code_and_leaves_nothing(
     assert stage.found.user_code_ran == []
     assert stage.found.leaks == []
     assert stage.found.problems == []
+
+
+_UNMOUNT_FAILS = """
+real = syscalls.umount2
+def umount2(target, flags=0):
+    if target.count("/") == 4 and target.endswith("/1"):  # /run/STAGING/BUNDLE/work folder
+        raise OSError(5, "injected")
+    real(target, flags)
+syscalls.umount2 = umount2
+"""
+
+
+def test_an_unmount_that_fails_costs_no_file_of_the_user() -> None:
+    """A bundle for another runtime has the work folder mounted in it, and is cleared afterwards."""
+    if shutil.which("runc") is None:
+        pytest.skip("runc is not installed")
+    with tempfile.TemporaryDirectory(prefix="skt-faults-", dir="/srv") as folder:
+        kept = Path(folder, "work", "kept")
+        kept.parent.mkdir()
+        kept.write_text("a notebook")
+        with (
+            harness(patch=_UNMOUNT_FAILS) as running,
+            make_spec(work=kept.parent, executor="runc") as spec,
+            pytest.raises(KernelStartFailed),
+            running.container(spec),
+        ):
+            pass
+        assert kept.read_text() == "a notebook"
 
 
 def test_an_end_that_failed_can_be_asked_for_again() -> None:
