@@ -153,8 +153,11 @@ def hand_over(stage: Scene, sock: socket.socket) -> bytes:
     """Give the process its program; what it says before its exec, nothing if that succeeded."""
     argv = ["/bin/sh", "-c", f"echo ran > {stage.canary}; exec sleep 600"]
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-    sock.sendall(encode_payload(Payload(argv=argv, env=env, cwd="/home/sandbox")))
-    return sock.recv(65536)
+    try:
+        sock.sendall(encode_payload(Payload(argv=argv, env=env, cwd="/home/sandbox")))
+        return sock.recv(65536)
+    except ConnectionError as exc:  # it has ended before it took anything
+        return str(exc).encode()
 
 
 def start(stage: Scene, spec: Spec) -> str:
