@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,15 @@ def run_inside(
     daemon: RunningDaemon, kernel: Kernel, *argv: str, stdin: str = ""
 ) -> tuple[int, str]:
     """Run a program in a sandbox; its exit code and merged output."""
+    return output_of(daemon.client(), kernel.id, argv, stdin=stdin)
+
+
+def output_of(
+    client: SandboxClient, name: str, argv: Sequence[str], *, stdin: str = ""
+) -> tuple[int, str]:
+    """The same, of whichever daemon."""
     code, text = -1, ""
-    for item in daemon.client().exec(kernel.id, list(argv), stdin=stdin):
+    for item in client.exec(name, list(argv), stdin=stdin):
         if isinstance(item, ExecOutput):
             text += item.data
         elif isinstance(item, ExecExit):

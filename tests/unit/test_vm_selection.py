@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.vm.selection import LEFT_OUT, PARTS, WHOLE
+from tests.vm.selection import BOOTS, LEFT_OUT, PARTS, WHOLE
 
 ROOT = Path(__file__).resolve().parents[2]
 LANES = ("integration", "escape", "conformance", "hostile", "browser", "vm")
@@ -24,12 +24,13 @@ def test_every_file_is_decided_upon() -> None:
         for lane in LANES
         for path in (ROOT / "tests" / lane).glob("test_*.py")
     }
-    decided = [*WHOLE, *PARTS, *(name for name in LEFT_OUT if "::" not in name)]
+    decided = [*WHOLE, *PARTS, *BOOTS, *(name for name in LEFT_OUT if "::" not in name)]
     assert sorted(decided) == sorted(files)
 
 
 def test_what_is_named_exists() -> None:
     named = [(file, name) for file, parts in PARTS.items() for name in parts]
+    named += [(file, name) for file, tests in BOOTS.items() for name in tests]
     for item in LEFT_OUT:
         file, _, name = item.partition("::")
         if name:
@@ -40,3 +41,8 @@ def test_what_is_named_exists() -> None:
 
 def test_every_omission_has_its_reason() -> None:
     assert all(LEFT_OUT.values())
+
+
+def test_between_boots_every_test_of_a_file_has_its_turn() -> None:
+    for file, tests in BOOTS.items():
+        assert set(tests) == {name for name in names(file) if name.startswith("test_")}

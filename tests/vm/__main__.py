@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.vm.image import ensure_image
 from tests.vm.machine import MachineError, run_machine
-from tests.vm.payload import build_packages, write_payload
+from tests.vm.payload import Phase, build_packages, write_payload
+from tests.vm.selection import BOOTS, between_boots
 from tests.vm.selection import arguments as selected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def main() -> None:
     """Build, boot, run, report."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--results", type=Path, default=Path("vm-results"))
-    parser.add_argument("--time-limit", type=float, default=1200, metavar="SECONDS")
+    parser.add_argument("--time-limit", type=float, default=2400, metavar="SECONDS")
     options, rest = parser.parse_known_args()
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if missing or os.geteuid() != 0:
@@ -46,23 +47,34 @@ def main() -> None:
         "HOME": "/root",
         "LANG": "C.UTF-8",
     }
-    arguments = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", *rest]
-    if not any((ROOT / argument.partition("::")[0]).exists() for argument in rest):
-        arguments += selected()
+    phases = _phases(rest)
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
         payload = Path(scratch) / "payload.tar"
-        wanted = any(argument.startswith("tests/vm/test_package") for argument in arguments)
+        wanted = any(argument.startswith("tests/vm/test_package") for argument in rest)
         packages = build_packages(Path(scratch)) if wanted else []
-        write_payload(payload, arguments, environment, packages)
+        write_payload(payload, phases, environment, packages)
         try:
             outcome = run_machine(
                 image, payload, options.results,
                 time_limit_s=options.time_limit, on_output=_pass_on,
+                reboots=any(phase.then != "go on" for phase in phases),
             )  # fmt: skip
         except MachineError as exc:
             sys.exit(str(exc))
     print(f"vm: {outcome.seconds:.0f} s in all; results in {options.results}")
     sys.exit(outcome.exit_code)
+
+
+def _phases(rest: list[str]) -> list[Phase]:
+    """What is named, or else the whole selection; what takes several boots, comes last."""
+    common = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider"]
+    files = [item for item in rest if (ROOT / item.partition("::")[0]).exists()]
+    options = [item for item in rest if item not in files]
+    named = [item for item in files if item not in BOOTS] if files else selected()
+    phases = [Phase([*common, *options, *named])] if named else []
+    if not files or set(files) & BOOTS.keys():
+        phases += [Phase([*common, *options, test], then) for test, then in between_boots()]
+    return phases
 
 
 def _path() -> str:

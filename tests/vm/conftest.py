@@ -12,6 +12,7 @@ import pytest
 
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import DaemonUnavailable
+from sandboxkernel.models import Kernel, KernelCreate
 from tests.support import SHARED_DATA, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +25,12 @@ c.SandboxKernelDaemon.profiles = {
     "default": {"limits": course, "spares": 1},
     "on_demand": {"limits": {**course, "io_write": "64M"}},
     "cold": {"limits": {**course, "io_write": "64M"}, "zygote": "off"},
+    "runc": {"limits": {**course, "io_write": "64M"}, "executor": "runc"},
+    "throwaway": {"limits": course, "ephemeral": True},
 }
 """
+# A profile, and the way to a kernel that it is here for.
+WAYS = (("cold", "cold"), ("on_demand", "warm"), ("default", "spare"), ("runc", "cold"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,19 +63,48 @@ def end_everything() -> None:
     wait_until(lambda: shown(SERVICE, "ActiveState") in ("inactive", "failed"))
 
 
-@pytest.fixture(scope="session")
-def installed() -> Iterator[None]:
+def install() -> None:
     """The units and a configuration, where docs/configuration.md puts them."""
     for unit in UNITS.iterdir():
         shutil.copy(unit, "/etc/systemd/system")
     config = Path("/etc/jupyter/sandboxkernel_config.py")
     config.parent.mkdir(exist_ok=True)
     config.write_text(CONFIG)
-    DATA_DIR.mkdir(mode=0o700)
-    # Made with the machine's disk; the same files under a second name.
-    shutil.copytree(SHARED_DATA / "images", DATA_DIR / "images", copy_function=os.link,
-                    symlinks=True)  # fmt: skip
+    DATA_DIR.mkdir(mode=0o700, exist_ok=True)
+    if not (DATA_DIR / "images").exists():
+        # Made with the machine's disk; the same files under a second name, with the same owners.
+        source = str(SHARED_DATA / "images")
+        subprocess.run(["cp", "--archive", "--link", source, str(DATA_DIR)], check=True)
     systemctl("daemon-reload")
+
+
+def start(client: SandboxClient, profile: str = "default") -> Kernel:
+    """A kernel of root's."""
+    name = f"vm-{profile}-{os.urandom(4).hex()}"
+    return client.create(KernelCreate(kernel_id=name, profile=profile))
+
+
+def start_by(client: SandboxClient, profile: str, path: str) -> Kernel:
+    """A kernel that came about in this way: the first of a profile calls for its zygote."""
+
+    def prepared() -> bool:
+        answer = client.zygotes()
+        mine = [z for z in answer.zygotes if z.domain == profile and not z.retired]
+        ready = profile not in answer.starting
+        return path == "cold" or (ready and any(z.spares or path == "warm" for z in mine))
+
+    if not prepared():
+        client.remove(start(client, profile).id)
+        wait_until(prepared, what=f"a zygote for a {path} start")
+    kernel = start(client, profile)
+    assert kernel.start_path == path, kernel.cold_reason
+    return kernel
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[None]:
+    """The units and a configuration; ended after the last test."""
+    install()
     yield
     end_everything()
 

@@ -21,8 +21,8 @@ MEMORY = "4G"
 RESULTS_BYTES = 64 << 20
 CONSOLE_TAIL_LINES = 40
 # No mitigations: they guard against a processor's flaws, and this one is a program. A panic
-# reboots, and -no-reboot makes that the end. The journal is told as it is written, so that
-# something is known of a machine that hangs.
+# reboots, which is the end, unless boots are part of the tests (guest/run then notices). The journal
+# is told as it is written, so that something is known of a machine that hangs.
 KERNEL_ARGUMENTS = (
     "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 "
     "systemd.show_status=auto systemd.journald.forward_to_console=1"
@@ -48,6 +48,7 @@ def run_machine(
     *,
     time_limit_s: float,
     on_output: Callable[[bytes], None],
+    reboots: bool = False,
 ) -> Outcome:
     """Run the payload's tests to their end; fills `results`. Raises MachineError."""
     results.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def run_machine(
         with out.open("wb") as file:
             file.truncate(RESULTS_BYTES)
         process = subprocess.Popen(
-            _command(image, payload, out, console),
+            [*_command(image, payload, out, console), *([] if reboots else ["-no-reboot"])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             # Writes to the image go to a file of the machine's own, which qemu makes here.
@@ -89,7 +90,7 @@ def _command(image: Image, payload: Path, out: Path, console: Path) -> list[str]
         return ",".join([f"file={path}", "format=raw", "if=virtio", "cache=unsafe", *options])
 
     return [
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config",
         "-display", "none",
         # Software emulation: nothing is asked of the processor, so it runs wherever qemu does.
         "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",

@@ -7,17 +7,29 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["build_packages", "write_payload"]
+__all__ = ["Phase", "build_packages", "write_payload"]
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = "srv/repository"
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One run of pytest, and what the machine does after it: "go on", "reset" or "reboot".
+
+    A reset is sudden: nothing is written, unmounted or told. A reboot is systemd's.
+    """
+
+    arguments: Sequence[str]
+    then: str = "go on"
+
+
 def write_payload(
     path: Path,
-    arguments: Sequence[str],
+    phases: Sequence[Phase],
     environment: Mapping[str, str],
     packages: Sequence[Path] = (),
 ) -> None:
@@ -33,7 +45,10 @@ def write_payload(
                 tar.add(ROOT / name, f"{REPOSITORY}/{name}", filter=_as_root)
         for package in packages:
             tar.add(package, f"srv/packages/{package.name}", filter=_as_root)
-        _add_text(tar, "srv/run-arguments", "".join(f"{a}\n" for a in arguments))
+        for number, phase in enumerate(phases, 1):
+            lines = "".join(f"{argument}\n" for argument in phase.arguments)
+            _add_text(tar, f"srv/phases/{number}.arguments", lines)
+            _add_text(tar, f"srv/phases/{number}.then", f"{phase.then}\n")
         lines = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
         _add_text(tar, "srv/run-environment", lines)
 

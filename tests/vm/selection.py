@@ -7,7 +7,9 @@ file of the privileged lanes is decided upon.
 
 from __future__ import annotations
 
-__all__ = ["LEFT_OUT", "PARTS", "WHOLE", "arguments"]
+from collections.abc import Iterator
+
+__all__ = ["BOOTS", "LEFT_OUT", "PARTS", "WHOLE", "arguments", "between_boots"]
 
 # Files of which everything runs but what LEFT_OUT names.
 WHOLE = (
@@ -15,6 +17,7 @@ WHOLE = (
     "tests/integration/test_cgroup_real.py",
     "tests/integration/test_quotas.py",
     "tests/integration/test_zygotes.py",
+    "tests/integration/test_crashes.py",
     "tests/integration/test_two_users.py",
     "tests/integration/test_faults.py",
     "tests/integration/test_executors.py",
@@ -63,6 +66,16 @@ PARTS = {
         "test_files_of_the_notebook",
     ),
 }
+# Files whose tests are each a run of pytest's of its own, in this order, and what the machine does
+# after it (payload.Phase).
+BOOTS = {
+    "tests/vm/test_reboot.py": {
+        "test_before_a_reset": "reset",
+        "test_after_a_reset": "go on",
+        "test_before_a_reboot": "reboot",
+        "test_after_a_reboot": "go on",
+    },
+}
 # Files of which nothing runs, and single tests of the above; each with its reason.
 LEFT_OUT = {
     "tests/vm/test_package.py": "needs a machine that has no daemon yet: `make test-package`",
@@ -74,7 +87,6 @@ LEFT_OUT = {
     "tests/conformance/test_environments.py": "needs environments beside the machine's only one",
     "tests/conformance/test_managers.py": "threads and event loops of clients",
     "tests/integration/test_checkup.py": "builds and hashes images; minutes here",
-    "tests/integration/test_crashes.py": "a hundred restarts; minutes here. test_recovery runs",
     "tests/conformance/test_clients.py": "clients see the provisioner, not the host; minutes here",
     "tests/conformance/test_fork_hygiene.py": "compares Python processes with each other",
     "tests/conformance/test_jupyter_kernel.py": "the protocol of ipykernel; minutes here",
@@ -103,8 +115,11 @@ LEFT_OUT = {
     "tests/integration/test_zygotes.py::test_without_memory_to_spare_nothing_is_made_ahead": (
         "the daemon's policy"
     ),
+    "tests/escape/test_attacks.py::test_what_is_left_of_its_defences_stops_it_alone": (
+        "the two others decide; minutes here"
+    ),
     "tests/escape/test_attacks.py::"
-    "test_with_capabilities_and_no_filter_the_attack_succeeds[mount the cgroup hierarchy]": (
+    "test_without_its_defence_the_attack_succeeds[mount the cgroup hierarchy]": (
         "a control that the machine's older Linux refuses, too: to a mount of cgroup2 it applies "
         "the mode of the launcher's directories, 0700"
     ),
@@ -123,3 +138,9 @@ def arguments() -> list[str]:
     """For pytest."""
     parts = [f"{file}::{name}" for file, names in PARTS.items() for name in names]
     return [*WHOLE, *parts, *(f"--deselect={name}" for name in LEFT_OUT)]
+
+
+def between_boots() -> Iterator[tuple[str, str]]:
+    """Each test of BOOTS, and what the machine does after it."""
+    for file, tests in BOOTS.items():
+        yield from ((f"{file}::{name}", then) for name, then in tests.items())

@@ -7,11 +7,16 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sandboxkernel.client import SandboxClient
+from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import Kernel, KernelCreate
 from sandboxruntime.cgroup import Cgroup, Mode, read_layout
 from tests.support import wait_until
@@ -20,38 +25,18 @@ from tests.vm.conftest import (
     SERVICE,
     SOCKET,
     UNITS,
+    WAYS,
     answers,
     end_everything,
     shown,
+    start,
+    start_by,
     systemctl,
 )
 
 ALICE = 61001
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-
-
-def start(client: SandboxClient, profile: str = "default") -> Kernel:
-    """A kernel of root's."""
-    name = f"vm-{profile}-{os.urandom(4).hex()}"
-    return client.create(KernelCreate(kernel_id=name, profile=profile))
-
-
-def start_by(client: SandboxClient, profile: str, path: str) -> Kernel:
-    """A kernel that came about in this way: the first of a profile calls for its zygote."""
-
-    def prepared() -> bool:
-        answer = client.zygotes()
-        mine = [z for z in answer.zygotes if z.domain == profile and not z.retired]
-        ready = profile not in answer.starting
-        return path == "cold" or (ready and any(z.spares or path == "warm" for z in mine))
-
-    if not prepared():
-        client.remove(start(client, profile).id)
-        wait_until(prepared, what=f"a zygote for a {path} start")
-    kernel = start(client, profile)
-    assert kernel.start_path == path, kernel.cold_reason
-    return kernel
 
 
 def cgroup_of(client: SandboxClient, kernel: Kernel) -> Path:
@@ -71,6 +56,10 @@ def test_systemd_has_booted_the_machine_on_pure_v2() -> None:
     # Its delegation rule is what the zygote's clones have to obey (cgroups(7)).
     assert "nsdelegate" in Path("/proc/mounts").read_text()
     assert systemctl("list-units", "--failed", "--plain", "--no-legend") == ""
+    # What this machine has and the one that the tests come from has not.
+    modules = Path("/sys/kernel/security/lsm").read_text().strip().split(",")
+    assert {"apparmor", "yama"} <= set(modules)
+    assert Path("/sys/module/apparmor/parameters/enabled").read_text() == "Y\n"
 
 
 def test_the_units_are_well_formed(installed: None) -> None:
@@ -146,9 +135,7 @@ manager.shutdown_kernel(now=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("profile", "path"), [("cold", "cold"), ("on_demand", "warm"), ("default", "spare")]
-)
+@pytest.mark.parametrize(("profile", "path"), WAYS)
 def test_the_limits_are_in_the_files_of_cgroup_v2(
     service: SandboxClient, profile: str, path: str
 ) -> None:
@@ -212,6 +199,41 @@ def test_a_restart_of_the_service_costs_no_kernel(service: SandboxClient) -> Non
     found = service.inspect(kernel.id)
     service.remove(kernel.id)
     assert (found.state, found.pid) == ("running", pid)
+
+
+def test_restarts_under_load_cost_no_kernel_and_leave_nothing(service: SandboxClient) -> None:
+    """Kernels come and go, on each way to one, while the service is restarted again and again."""
+    standing = [start(service, profile) for profile, _ in WAYS]
+    processes = {kernel.id: service.inspect(kernel.id).pid for kernel in standing}
+    over = threading.Event()
+    came: Counter[str] = Counter()
+
+    def come_and_go(profile: str) -> None:
+        while not over.is_set():
+            try:
+                service.remove(start(service, profile).id)
+                came["started and ended"] += 1
+            except SandboxError as exc:  # and no other: any else ends the thread, and is raised
+                came[exc.code] += 1
+
+    with ThreadPoolExecutor(len(WAYS)) as pool:
+        loads = [pool.submit(come_and_go, profile) for profile, _ in WAYS]
+        try:
+            for enough in (3, 6, 9):
+                while came["started and ended"] < enough and not any(one.done() for one in loads):
+                    time.sleep(0.1)
+                systemctl("restart", SERVICE)
+        finally:
+            over.set()
+    for load in loads:
+        load.result()
+    print(dict(came))
+    found = {kernel.id: kernel for kernel in service.kernels()}
+    assert {key: found[key].pid for key in processes} == processes
+    assert {found[key].state for key in processes} == {"running"}
+    for key in found:
+        service.remove(key)  # also those of which the answer came too late
+    assert service.check().findings == []
 
 
 def test_a_daemon_that_was_killed_is_started_again(service: SandboxClient) -> None:
