@@ -214,12 +214,13 @@ def _host_id(inside: int, mappings: Iterable[IdMapping]) -> int:
 
 
 def _check_credentials(status: Mapping[str, str], spec: Spec) -> str | None:
-    host_uid = spec.process.uid
-    if not spec.zygote:
-        host_uid = _host_id(spec.process.uid, spec.uid_mappings)
-    expected = "\t".join([str(host_uid)] * 4)
-    if status["Uid"] != expected:
-        return f"uids are {status['Uid'].split()}, not {host_uid}"
+    for key, inside, mappings in (
+        ("Uid", spec.process.uid, spec.uid_mappings),
+        ("Gid", spec.process.gid, spec.gid_mappings),
+    ):
+        wanted = inside if spec.zygote else _host_id(inside, mappings)
+        if status[key].split() != [str(wanted)] * 4:
+            return f"{key.lower()}s are {status[key].split()}, not {wanted}"
     if status["Groups"].strip():
         return f"supplementary groups {status['Groups'].strip()}"
     return None
@@ -251,6 +252,7 @@ def _check_descriptors(facts: Facts) -> str | None:
 @dataclass(frozen=True, slots=True)
 class _Mount:
     point: str
+    root: str  # what of its file system is mounted
     options: frozenset[str]
     fstype: str
 
@@ -263,7 +265,8 @@ def _parse_mountinfo(text: str) -> list[_Mount]:
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
         if any(option.startswith(("shared:", "master:")) for option in fields[6:]):
             point = f"{point} (propagating)"
-        mounts.append(_Mount(point, frozenset(fields[5].split(",")), right.split(" ")[0]))
+        options = frozenset(fields[5].split(","))
+        mounts.append(_Mount(point, fields[3], options, right.split(" ")[0]))
     return mounts
 
 
@@ -296,7 +299,15 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     extra = set(points) - expected - masks
     if missing or extra:
         return f"mounts missing {sorted(missing)}, unexpected {sorted(extra)}"
+    read_only = {*spec.read_only_paths, *(b.destination for b in spec.binds if b.read_only)}
     for mount in mounts:
-        if mount.point in spec.read_only_paths and "ro" not in mount.options:
+        if mount.point in read_only and "ro" not in mount.options:
             return f"{mount.point} is writable"
+        if mount.point in masks - read_only and not _covers(mount):
+            return f"{mount.point} is masked by {mount.root} of {mount.fstype}"
     return None
+
+
+def _covers(mount: _Mount) -> bool:
+    """Whether nothing can be read through it: the null device, or a directory that stays empty."""
+    return mount.root == "/null" or (mount.fstype == "tmpfs" and "ro" in mount.options)

@@ -124,6 +124,7 @@ LIES = {
     "capabilities": 'process["capabilities"] = {s: ["CAP_SYS_ADMIN"] for s in ("bounding", "permitted", "effective", "inheritable", "ambient")}',
     "capabilities-bounding": 'process["capabilities"]["bounding"] = ["CAP_CHOWN"]',
     "credentials": 'process["user"] = {"uid": 0, "gid": 0}',
+    "credentials-gid": 'process["user"]["gid"] = 0',
     "credentials-groups": 'process["user"]["additionalGids"] = [27]',
     "seccomp": 'del linux["seccomp"]',
     "id_maps": 'linux["uidMappings"][0]["size"] = linux["gidMappings"][0]["size"] = 32768',

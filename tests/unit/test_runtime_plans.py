@@ -183,15 +183,17 @@ MOUNTINFO = "\n".join(
     f"1 1 0:1 / {point} rw,nosuid,nodev - {'overlay' if point == '/' else 'tmpfs'} x rw"
     for point in ["/", "/proc", "/dev", "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
                   "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run",
-                  "/srv/work", *MASKED_PATHS]
+                  "/srv/work"]
 )  # fmt: skip
+MOUNTINFO += "".join(f"\n1 1 0:5 /null {point} rw - devtmpfs x rw" for point in MASKED_PATHS)
 MOUNTINFO += "".join(
     f"\n1 1 0:1 / {point} ro,nosuid,nodev - proc x rw" for point in READ_ONLY_PATHS
 )
 GOOD = Facts(
     namespaces=dict.fromkeys(NAMESPACES, 2),
     status={
-        "Uid": "\t".join([str(BASE + 1000)] * 4), "Groups": " ", "NoNewPrivs": "1", "Seccomp": "2",
+        "Uid": "\t".join([str(BASE + 1000)] * 4),
+        "Gid": "\t".join([str(BASE + 1000)] * 4), "Groups": " ", "NoNewPrivs": "1", "Seccomp": "2",
         "Seccomp_filters": "1",
         **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0000000000000000"),
     },
@@ -214,6 +216,7 @@ def test_a_confined_process_passes() -> None:
     [
         ("namespaces", {"namespaces": {**dict.fromkeys(NAMESPACES, 2), "net": 1}}),
         ("credentials", {"status": {**GOOD.status, "Uid": "0\t0\t0\t0"}}),
+        ("credentials", {"status": {**GOOD.status, "Gid": "0\t0\t0\t0"}}),
         ("credentials", {"status": {**GOOD.status, "Groups": "27 "}}),
         ("id_maps", {"uid_map": "0 0 4294967295"}),
         ("capabilities", {"status": {**GOOD.status, "CapBnd": "0000000000000001"}}),
@@ -230,6 +233,7 @@ def test_a_confined_process_passes() -> None:
         ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/kmsg", "/proc/acpi")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/acpi ro")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/sys rw")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("/null /proc/kmsg", "/kmsg /proc/kmsg")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("nodev - tmpfs", "nodev shared:3 - tmpfs")}),
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ WHOLE = (
     "tests/integration/test_confinement_primitives.py",
     "tests/escape/test_attacks.py",
     "tests/escape/test_surroundings.py",
+    "tests/escape/test_misconfined.py",
     "tests/conformance/test_confinement.py",
 )
 # Files of which only these run: what the host has a part in, once each. The rest of them is about
