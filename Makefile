@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults fuzz fuzz-guided docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults neighbour fuzz fuzz-guided docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -127,6 +127,9 @@ faults: $(TEST_STAMP) ## Every privileged operation of the launcher fails, with 
 
 crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random moments; 6 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.crashes --json docs/benchmarks/crashes.json
+
+neighbour: $(TEST_STAMP) ## A victim's cells and writes beside each of 21 bombs; 5 minutes on an idle machine
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.neighbour --json docs/benchmarks/neighbour.json
 
 soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes
 	$(BENCH).soak --json docs/benchmarks/soak.json

@@ -1,0 +1,1 @@
+"""What a sandbox feels of a hostile neighbour."""

@@ -1,0 +1,155 @@
+"""A victim's cells and file writes, quiet and beside each bomb: `python -m tests.neighbour`.
+
+Quiet, bomb, quiet, for each bomb; ratios are to the quiet phases around it. Afterwards the host is
+compared with what it was. Reports, and ends with 1 when something was left or the daemon suffered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandboxkernel.models import KernelCreate
+from tests.conformance.session import Session, session
+from tests.neighbour.bombs import BOMBS
+from tests.support import (
+    RunningDaemon,
+    host_state,
+    leaks,
+    remove_cgroups,
+    running_daemon,
+    wait_until,
+    warm_up,
+)
+
+CONFIG = """
+c.SandboxKernelDaemon.profiles = {
+    "default": {"limits": {"memory": "512M", "cpus": 1, "pids": 128}},
+    "bomb": {"limits": {"memory": "512M", "cpus": 1, "pids": 128}, "ephemeral": True},
+}
+"""
+WRITES = """
+import os, time
+def timed(sync):
+    began = time.perf_counter()
+    fd = os.open("/home/sandbox/.victim", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, bytes(16384))
+    if sync: os.fsync(fd)
+    os.close(fd)
+    return time.perf_counter() - began
+print([timed(False) for _ in range({count})], [timed(True) for _ in range({count} // 4)])
+"""
+BOMB_STARTS_S = 1.0
+KINDS = ("cell", "write", "synced write", "daemon")
+
+
+@dataclass
+class Phase:
+    """Seconds of each kind."""
+
+    samples: dict[str, list[float]]
+
+    def quantile(self, kind: str, share: float) -> float:
+        values = sorted(self.samples[kind])
+        return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def main() -> int:
+    """Run; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=200, help="round trips a phase (200)")
+    parser.add_argument("--only", choices=BOMBS, action="append")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    work = Path("/srv/sandboxkernel-neighbour")
+    work.mkdir(exist_ok=True)
+    rows: dict[str, Any] = {}
+    with running_daemon(CONFIG) as daemon:
+        os.environ["SANDBOXKERNEL_HOST"] = f"unix://{daemon.socket_path}"
+        warm_up(daemon)
+        with session(work) as victim:
+            before = host_state()
+            measure(daemon, victim, options.cells)  # warms up
+            for name in options.only or BOMBS:
+                rows[name] = beside(daemon, victim, name, options.cells)
+                left = leaks(before)
+                rows[name]["left"] = {kind: items[:3] for kind, items in left.items()}
+                print(line(name, rows[name]), flush=True)
+    remove_cgroups()
+    work.rmdir()
+    if options.json:
+        document = {"linux": platform.release(), "processors": os.cpu_count(), "bombs": rows}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 1 if any(row["left"] or row["daemon failed"] for row in rows.values()) else 0
+
+
+def beside(daemon: RunningDaemon, victim: Session, name: str, cells: int) -> dict[str, Any]:
+    """The ratios of one bomb, and what became of it."""
+    quiet = [measure(daemon, victim, cells // 2)]
+    with exploding(daemon, name) as ended:
+        loud = measure(daemon, victim, cells)
+        fate = ended()
+    quiet.append(measure(daemon, victim, cells // 2))
+    both = Phase({kind: [s for one in quiet for s in one.samples[kind]] for kind in KINDS})
+    row: dict[str, Any] = {"fate": fate, "daemon failed": False}
+    for kind in KINDS:
+        row[kind] = {
+            f"p{round(share * 100)}": round(loud.quantile(kind, share) / both.quantile(kind, share), 2)
+            for share in (0.5, 0.99)
+        } | {"quiet p50 ms": round(both.quantile(kind, 0.5) * 1000, 2)}  # fmt: skip
+    return row
+
+
+@contextmanager
+def exploding(daemon: RunningDaemon, name: str) -> Iterator[Any]:
+    """A sandbox with the bomb in it; yields a function that tells how it fares."""
+    client = daemon.client()
+    request = KernelCreate(
+        kernel_id=f"bomb-{time.monotonic_ns()}", argv=["python3", "-c", BOMBS[name]], profile="bomb"
+    )
+    kernel = client.create(request)
+    time.sleep(BOMB_STARTS_S)
+    try:
+        yield lambda: getattr(client.inspect(kernel.id).exit, "reason", None) or "runs"
+    finally:
+        client.remove(kernel.id)
+        wait_until(lambda: kernel.id not in {k.id for k in client.kernels()})
+
+
+def measure(daemon: RunningDaemon, victim: Session, cells: int) -> Phase:
+    """Cells, writes inside, and answers of the daemon."""
+    samples: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(cells):
+        began = time.perf_counter()
+        assert victim.run("1").status == "ok"
+        samples["cell"].append(time.perf_counter() - began)
+    text = victim.run(WRITES.format(count=cells)).text
+    plain, synced = json.loads("[" + text.replace("] [", "], [") + "]")
+    samples["write"] += plain
+    samples["synced write"] += synced
+    for _ in range(max(20, cells // 4)):
+        began = time.perf_counter()
+        daemon.client().ping()
+        samples["daemon"].append(time.perf_counter() - began)
+    return Phase(samples)
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """As a row of a Markdown table."""
+    ratios = [f"{row[kind]['p50']:.2f} / {row[kind]['p99']:.2f}" for kind in KINDS]
+    return f"| {name} | {' | '.join(ratios)} | {row['fate']} |"
+
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())
