@@ -21,6 +21,7 @@ from sandboxkernel.daemon.lease import LeaseJournal
 from sandboxkernel.daemon.service import Kernels
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.images.hostimage import HOST_REF
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.models import CheckFinding, CheckReport
 from sandboxkernel.paths import Paths
 from sandboxruntime.cgroup import Cgroup, Layout, remove_from_others
@@ -100,7 +101,7 @@ class Checkup:
                 case "sockets":
                     shutil.rmtree(self._paths.kernels_dir / finding.object)
                 case "scratch":
-                    shutil.rmtree(self._paths.scratch_dir / finding.object)
+                    remove_tree(self._paths.scratch_dir / finding.object)
                 case _:
                     self._journal.forget(finding.object)
         except (OSError, ContainerError) as exc:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
 
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.service import Kernels, lineage_of
 from sandboxkernel.errors import Conflict
+from sandboxkernel.images.removal import discard_tree
 from sandboxkernel.images.store import StoredImage
+from sandboxkernel.images.treewalk import measure_tree
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.models import (
     DiskUsage,
@@ -116,7 +117,7 @@ class Housekeeping:
             freed += await asyncio.to_thread(_blocks_of, path)
             names.append(f"scratch {path.name}")
             if not dry_run:
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+                await asyncio.to_thread(discard_tree, path)
         return PruneReport(removed=names, freed_bytes=freed, dry_run=dry_run)
 
     def _stale_scratch(self, *, everything: bool = False) -> list[Path]:
@@ -131,11 +132,4 @@ class Housekeeping:
 
 def _blocks_of(tree: Path) -> int:
     """Bytes of disk blocks below a path; links are counted, not followed."""
-    total = 0
-    for folder, names, files in os.walk(tree):
-        for name in (*names, *files):
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue  # deleted meanwhile
-    return total
+    return measure_tree(tree).size_bytes

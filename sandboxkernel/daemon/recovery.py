@@ -10,7 +10,6 @@ import asyncio
 import enum
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from sandboxkernel.daemon.service import Kernels
 from sandboxkernel.daemon.spares import Spare
 from sandboxkernel.daemon.zygotes import Claim
 from sandboxkernel.errors import LauncherLost, SandboxError
+from sandboxkernel.images.removal import discard_tree
 from sandboxruntime.errors import ContainerError
 
 __all__ = ["Fate", "Recovered", "fate_of", "forget_former_boots", "recover"]
@@ -72,7 +72,7 @@ def forget_former_boots(scratch_dir: Path) -> None:
         return
     for path in scratch_dir.iterdir():
         if path != marker:
-            shutil.rmtree(path, ignore_errors=True)
+            discard_tree(path)
     # In its own place: a name or a block more is not to be had on a full disk.
     fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -169,7 +169,7 @@ async def _release(gone: Iterable[Lease], journal: LeaseJournal, runtime: Runtim
             )
             for directory in (lease.sockets, lease.scratch):
                 if directory:
-                    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+                    await asyncio.to_thread(discard_tree, Path(directory))
         except (SandboxError, ContainerError, OSError):
             # Its record stays, and the next daemon tries again.
             log.exception("cannot give back what lease %s names", lease.id)

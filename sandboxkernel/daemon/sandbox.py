@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
 from sandboxkernel.daemon.zygotes import Claim, Key, Zygotes
 from sandboxkernel.errors import KernelNotRunning, LauncherLost, SandboxError
+from sandboxkernel.images.removal import discard_tree
 from sandboxkernel.limits import NATIVE
 from sandboxkernel.models import ExitInfo, KernelCreate, Limits
 from sandboxruntime.cgroup import Cgroup
@@ -416,7 +416,7 @@ class Sandbox:
         self.log.detach()
         if self.lease.scratch:
             await self.runtime.launcher.request_again("forget", upper=self.ground.upper)
-            await asyncio.to_thread(shutil.rmtree, self.lease.scratch, ignore_errors=True)
+            await asyncio.to_thread(discard_tree, Path(self.lease.scratch))
 
     async def _delete_container(self) -> None:
         spec, self._spec, self._init_pid = self._spec, None, None

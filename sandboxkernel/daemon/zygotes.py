@@ -11,10 +11,10 @@ import asyncio
 import itertools
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.spares import Spare, SparePool
 from sandboxkernel.daemon.zygote import Key, Zygote, ZygoteStart
 from sandboxkernel.errors import LauncherLost, SandboxError
+from sandboxkernel.images.removal import discard_tree
 from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.limits import Profile
@@ -348,7 +349,7 @@ class Zygotes:
         if zygote.upper:  # the launcher keeps overlays for the next start of their layer
             await self._runtime.launcher.request_again("forget", upper=zygote.upper)
         if zygote.lease.scratch:
-            await asyncio.to_thread(shutil.rmtree, zygote.lease.scratch, ignore_errors=True)
+            await asyncio.to_thread(discard_tree, Path(zygote.lease.scratch))
         self._journal.forget(zygote.lease.id)
 
     def _spawn(self, work: Any) -> None:

@@ -132,6 +132,6 @@ SECTIONS = (
     ("K5", "Clients that leave", "`test_a_client_that_leaves_while_its_kernel_starts_leaves_nothing`"),
     ("L", "Exhaustion",
      "`test_a_memory_bomb_dies_alone_and_is_reported_as_out_of_memory`, `test_a_fork_bomb_stops_at_the_cap`,"
-     " `test_tmp_and_shm_are_bounded`, `test_logs_are_bounded_without_a_reader`; terminals: C5. The disk"
+     " `test_tmp_and_shm_are_bounded`, `test_folders_as_deep_as_one_likes_can_be_removed`, `test_logs_are_bounded_without_a_reader`; terminals: C5. The disk"
      " space of layers is not capped yet."),
 )  # fmt: skip

@@ -22,6 +22,7 @@ from tests.support import (
     RunningDaemon,
     run_inside,
     running_daemon,
+    sandbox,
     wait_until,
 )
 
@@ -244,3 +245,30 @@ def test_without_memory_the_daemon_lives(daemon: RunningDaemon) -> None:
         resource.prlimit(pid, resource.RLIMIT_AS, bounds)
         assert works(running, kernel)
         running.client().remove(kernel.id)
+
+
+DEEP = """
+import os
+os.chdir("/home/sandbox")
+for _ in range(3000):
+    os.mkdir("d" * 200)
+    os.chdir("d" * 200)
+"""
+
+
+def test_folders_as_deep_as_one_likes_can_be_removed(daemon: RunningDaemon) -> None:
+    """Deeper than Python calls itself, by paths longer than Linux takes."""
+    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as own:
+        client = own.client()
+        for killed in (False, True):
+            with sandbox(own, ephemeral=True) as kernel:
+                code, text = run_inside(own, kernel, "python3", "-c", DEEP)
+                assert (code, text) == (0, "")
+                scratch = own.data_dir / "scratch" / kernel.id
+                assert scratch.is_dir()
+                assert client.disk_usage().entries
+                if killed:  # both, so that the next daemon finds it
+                    client.kill(kernel.id)
+                    own.kill()
+                    own.start()
+            wait_until(lambda scratch=scratch: not scratch.exists(), what="it is gone")

@@ -52,7 +52,9 @@ finally:
 page = ctypes.create_string_buffer(8192)
 local = (ctypes.c_void_p * 2)((ctypes.addressof(page) + 4095) & ~4095, 4096)
 call("process_madvise", os.pidfd_open(os.getpid()), ctypes.byref(local), 1, 20, 0)
-"""),
+""",
+        newer_than=(6, 13),  # before, Linux itself wants a capability, also of oneself
+    ),
     Attack("E7", "personality READ_IMPLIES_EXEC", 'call("personality", 0x0400000)'),
     Attack("E7", "personality ADDR_NO_RANDOMIZE", 'call("personality", 0x0040000)'),
     Attack("E7", "dispatch system calls to user space", 'call("prctl", 59, 0, 0, 0, 0)'),
