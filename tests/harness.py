@@ -184,12 +184,23 @@ class Harness:
     @contextlib.contextmanager
     def container(self, spec: Spec) -> Iterator[Attempt]:
         """Create, and delete at the end."""
+        attempt = self.create(spec)
+        try:
+            yield attempt
+            attempt.close()
+        finally:
+            self.request("delete", container_id=spec.container_id, cgroups_path=spec.cgroups_path)
+
+    def create(self, spec: Spec, *, timeout_s: float = DEADLINE_S) -> Attempt:
+        """A container whose process waits; AssertionError where it ends without a greeting."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(DEADLINE_S)
+        ours.settimeout(timeout_s)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         log_read, log_write = os.pipe()
         try:
             reply = self.request("create", [theirs.fileno(), log_write], spec=to_json(spec))
+            theirs.close()
+            return Attempt(self, spec, reply, ours, log_read)
         except BaseException:
             ours.close()
             os.close(log_read)
@@ -197,12 +208,6 @@ class Harness:
         finally:
             theirs.close()
             os.close(log_write)
-        try:
-            attempt = Attempt(self, spec, reply, ours, log_read)
-            yield attempt
-            attempt.close()
-        finally:
-            self.request("delete", container_id=spec.container_id, cgroups_path=spec.cgroups_path)
 
     def close(self) -> None:
         """End the launcher with everything it holds."""

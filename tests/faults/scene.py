@@ -19,10 +19,10 @@ from sandboxruntime.cgroup import read_layout
 from sandboxruntime.channel import close_fds
 from sandboxruntime.errors import VerifyError
 from sandboxruntime.handover import Payload, encode_payload
-from sandboxruntime.spec import Credentials, Spec, to_json
+from sandboxruntime.spec import Credentials, Spec
 from tests.faults.injector import COUNT_ONLY, VARIABLE, Switch
 from tests.faults.tolerated import ends_by_itself, may_leave, reason_for
-from tests.harness import Attempt, Harness, harness, make_spec
+from tests.harness import Harness, harness, make_spec
 from tests.support import CGROUP_PARENT, ROOT, wait_until
 
 ERRNOS = ("EPERM", "ENOSYS", "EINVAL", "ENOMEM", "EIO")
@@ -130,25 +130,6 @@ def scene() -> Iterator[Scene]:
         shutil.rmtree(folder)
 
 
-def create(stage: Scene, spec: Spec) -> Attempt:
-    """A container whose process waits; AssertionError where it ends without a greeting."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(20)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    log_read, log_write = os.pipe()
-    try:
-        reply = stage.running.request("create", [theirs.fileno(), log_write], spec=to_json(spec))
-        theirs.close()
-        return Attempt(stage.running, spec, reply, ours, log_read)
-    except BaseException:
-        ours.close()
-        os.close(log_read)
-        raise
-    finally:
-        theirs.close()
-        os.close(log_write)
-
-
 def hand_over(stage: Scene, sock: socket.socket) -> bytes:
     """Give the process its program; what it says before its exec, nothing if that succeeded."""
     argv = ["/bin/sh", "-c", f"echo ran > {stage.canary}; exec sleep 600"]
@@ -163,7 +144,7 @@ def hand_over(stage: Scene, sock: socket.socket) -> bytes:
 def start(stage: Scene, spec: Spec) -> str:
     """Create, verify from outside, hand over; "" on success, otherwise who refused."""
     try:
-        attempt = create(stage, spec)
+        attempt = stage.running.create(spec, timeout_s=20)
     except SandboxError as exc:
         return name_of(exc)
     except AssertionError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -12,21 +11,11 @@ from pathlib import Path
 import pytest
 
 from sandboxkernel.errors import KernelStartFailed
-from sandboxruntime.cgroup import read_layout
 from sandboxruntime.launcher import FAULT_VARIABLE
 from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
-from tests.faults.scene import ERRNOS, at_point, baseline, count, scene
+from tests.faults.scene import ERRNOS, at_point, baseline, count, our_cgroups, scene
 from tests.harness import Harness, harness, make_spec
-from tests.support import CGROUP_PARENT, wait_until
-
-
-def our_cgroups() -> list[str]:
-    return [
-        str(path)
-        for base in read_layout().hierarchies().values()
-        for path in (Path(base) / CGROUP_PARENT / "harness").glob("*")
-        if path.is_dir()
-    ]
+from tests.support import wait_until
 
 
 def children_of(pid: int) -> list[str]:
@@ -92,8 +81,6 @@ def test_a_failing_operation_runs_no_user_code_and_leaves_nothing(
     scenario: str, every: int
 ) -> None:
     """A sample of `make faults`."""
-    if scenario == "runc" and shutil.which("runc") is None:
-        pytest.skip("runc is not installed")
     with scene() as stage:
         held = baseline(stage)
         for turn, number in enumerate(range(1, count(stage, scenario) + 1, every)):
@@ -116,8 +103,6 @@ syscalls.umount2 = umount2
 
 def test_an_unmount_that_fails_costs_no_file_of_the_user() -> None:
     """A bundle for another runtime has the work folder mounted in it, and is cleared afterwards."""
-    if shutil.which("runc") is None:
-        pytest.skip("runc is not installed")
     with tempfile.TemporaryDirectory(prefix="skt-faults-", dir="/srv") as folder:
         kept = Path(folder, "work", "kept")
         kept.parent.mkdir()

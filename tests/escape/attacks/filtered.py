@@ -6,8 +6,8 @@ from tests.escape.attacks.model import PRIVILEGED, Attack
 
 __all__ = ["ATTACKS"]
 
-F1, F2, F3, F4 = "F1", "F2", "F3", "F4"
-NAMES_NOTHING = "Linux itself refuses it here: "
+F1, F2, F4 = "F1", "F2", "F4"
+LINUX_REFUSES = "Linux itself refuses it here: "
 
 ATTACKS = (
     Attack("E4", "make a user namespace", 'call("unshare", 0x10000000)'),
@@ -65,7 +65,7 @@ call("process_madvise", os.pidfd_open(os.getpid()), ctypes.byref(local), 1, 20, 
            'call("perf_event_open", attr, 0, -1, -1, 0)', ("ENOSYS",), bites=("ESCAPED", "refused EACCES")),
     Attack(F1, "load a BPF map", 'call("bpf", 0, struct.pack("IIII", 2, 4, 4, 1) + bytes(56), 72)',
            bites=("ESCAPED",), control=None,
-           uncontrolled=NAMES_NOTHING + "kernel.unprivileged_bpf_disabled; the table of all calls has it"),
+           uncontrolled=LINUX_REFUSES + "kernel.unprivileged_bpf_disabled; the table of all calls has it"),
     Attack(F1, "ask whose pages are in memory", """
 import mmap
 with open("/usr/bin/env", "rb") as file:
@@ -100,7 +100,7 @@ call("name_to_handle_at", -100, b"/tmp", handle, ctypes.byref(ctypes.c_int()), 0
            ("ENOSYS",), newer_than=(6, 8)),
     Attack(F1, "change the clock", 'call("clock_settime", 0, 0)', bites=("refused EFAULT", "refused EINVAL")),
     Attack(F1, "load a module", 'call("finit_module", -1, b"", 0)', control=None,
-           uncontrolled=NAMES_NOTHING + "the host's capability comes first; the table of all calls has it"),
+           uncontrolled=LINUX_REFUSES + "the host's capability comes first; the table of all calls has it"),
     Attack(F2, "a system call of the 32-bit table", """
 import mmap, signal
 code = bytes.fromhex("b814000000cd80c3")  # mov eax, 20 (getpid); int 0x80; ret
@@ -131,7 +131,7 @@ os.write(other, b"x")
 call("tee", one, fourth, 1, 0)
 """),
     Attack(F4, "an AF_ALG socket", "socket.socket(38, socket.SOCK_SEQPACKET)", ("EAFNOSUPPORT",),
-           control=None, uncontrolled=NAMES_NOTHING + "it may not have the family; the next but two tries all"),
+           control=None, uncontrolled=LINUX_REFUSES + "it may not have the family; the next but two tries all"),
     Attack("G8", "an AF_VSOCK socket", "socket.socket(40, socket.SOCK_STREAM)", ("EAFNOSUPPORT",)),
     Attack(F4, "a socket of any other family", """
 made = []

@@ -65,10 +65,6 @@ libc.syscall(248, b"user", b"canary", b"x", 1, -3)
 """
 SAME_KEYRING = "init.join_keyring = lambda: None\n"
 PTYS = "import sandboxruntime.mounts; sandboxruntime.mounts.PTYS_MAX = 256\n"
-NO_DEVICES = """
-from sandboxruntime.cgroup import group
-group.plan_devices = lambda layout: []
-"""
 PID_1 = Control("pid 1 is not dumpable", patch=DUMPABLE)
 NETWORK = Control("the network namespace", patch=HOST_NETWORK)
 NETWORK_AND_SCOPE = Control(
@@ -81,7 +77,6 @@ def looks_at_pid_1(what: str, body: str) -> Attack:
 
 
 NODEV = Control("nodev", patch=MOUNT_FLAGS.format(flag="NODEV"))
-DEVICES_TOO = Control("nodev, the device cgroup", patch=NODEV.patch + NO_DEVICES)
 NOSUID = Control("nosuid", patch=MOUNT_FLAGS.format(flag="NOSUID"))
 NO_NEW_PRIVS = Control("no_new_privs", steps=(Step.NO_NEW_PRIVS, Step.SECCOMP, Step.LANDLOCK))
 SET_USER_ID = Control("nosuid, no_new_privs, the bounding set", (*NO_NEW_PRIVS.steps, Step.CAPABILITIES),
