@@ -17,6 +17,7 @@ from sandboxruntime.syscalls import CloneFlag, UmountFlag
 __all__ = [
     "NAMESPACES",
     "bring_up_loopback",
+    "end_with_parent",
     "make_user_namespace",
     "pivot_to",
     "render_map",
@@ -67,6 +68,13 @@ def write_id_maps(
     write_kernel_file(f"/proc/{pid}/gid_map", render_map(gid_mappings))
 
 
+def end_with_parent(parent: int) -> None:
+    """In a child of `parent`: end when that ends, or now if it has (PR_SET_PDEATHSIG, prctl(2))."""
+    syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that, and nobody would tell us
+        os._exit(127)
+
+
 def make_user_namespace(
     uid_mappings: Iterable[IdMapping], gid_mappings: Iterable[IdMapping]
 ) -> int:
@@ -78,10 +86,8 @@ def make_user_namespace(
     parent = os.getpid()
     pid, pidfd = syscalls.clone3(CloneFlag.NEWUSER)
     if pid == 0:
-        # A launcher that is killed now must not leave it behind.
-        syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:  # else it died before that
-            signal.pause()
+        end_with_parent(parent)
+        signal.pause()
         os._exit(0)
     try:
         write_id_maps(pid, uid_mappings, gid_mappings)

@@ -24,6 +24,7 @@ from sandboxruntime.cgroup import Cgroup, remove_from_others
 from sandboxruntime.errors import HostError, SetupError
 from sandboxruntime.identity import check_identity
 from sandboxruntime.init import Context
+from sandboxruntime.namespaces import end_with_parent
 from sandboxruntime.oci_config import oci_config
 from sandboxruntime.rootfs import Bundle, MountFactory
 from sandboxruntime.spec import Executor, Spec, to_json
@@ -39,7 +40,6 @@ SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 DEADLINE_S: Final = 20.0
 FIRST_FD: Final = 3  # where a runtime puts the descriptors that it is told to preserve
 _HIGH_FD: Final = 100
-PR_SET_PDEATHSIG: Final = 1
 _PID_1: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandboxruntime.guest.pid1 import main; "
     "main(sys.argv[2])"
@@ -189,9 +189,7 @@ def _execute(argv: Sequence[str], fds: Sequence[int], *, output_fd: int) -> int:
 
 def _become(argv: Sequence[str], fds: Sequence[int], output_fd: int, parent: int) -> NoReturn:
     try:
-        syscalls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before that, and nobody would tell us
-            os._exit(127)
+        end_with_parent(parent)
         # Where the host's mounts propagate, those that the runtime binds would go on receiving
         # them in the container: rootfsPropagation is of the root alone.
         syscalls.unshare(CloneFlag.NEWNS)

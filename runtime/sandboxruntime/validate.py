@@ -8,7 +8,7 @@ import re
 from sandboxruntime.errors import SpecError
 from sandboxruntime.spec import Spec
 
-__all__ = ["EXECUTORS", "validate"]
+__all__ = ["EXECUTORS", "is_normalised", "validate"]
 
 EXECUTORS = ("runc",)  # programs that make a container of an OCI bundle
 
@@ -106,10 +106,16 @@ def _validate_cgroups_path(path: str) -> None:
         raise SpecError(f"cgroups path {path!r} is not relative and plain", field="cgroups_path")
 
 
+def is_normalised(path: str) -> bool:
+    """Whether a path is its own shortest form. Pure.
+
+    POSIX lets two slashes at the beginning mean something else, and normpath() keeps them.
+    """
+    return posixpath.normpath(path) == path and not path.startswith("//")
+
+
 def _validate_absolute(path: str, field: str) -> None:
-    # POSIX lets two slashes at the beginning mean something else, and normpath() keeps them.
-    plain = path.startswith("/") and not path.startswith("//") and "\0" not in path
-    if not plain or posixpath.normpath(path) != path:
+    if not path.startswith("/") or "\0" in path or not is_normalised(path):
         raise SpecError(f"path {path!r} is not absolute and normalised", field=field)
 
 

@@ -7,7 +7,6 @@ mounted read-only. The daemon's own is open to everybody, as its image is.
 from __future__ import annotations
 
 import functools
-import posixpath
 from collections.abc import Mapping
 
 from sandboxkernel.daemon.images import HOST_REF
@@ -17,6 +16,7 @@ from sandboxkernel.errors import RequestError, SandboxError, WorkFolderError
 from sandboxkernel.limits import NATIVE, Profile, Subject
 from sandboxkernel.models import IPYKERNEL, KernelCreate, PythonEnvironment
 from sandboxkernel.python_environment import running_environment
+from sandboxruntime.validate import is_normalised
 
 __all__ = ["check_environment", "own_folders", "zygote_key"]
 
@@ -66,7 +66,7 @@ def check_environment(
     if request.argv is not None:
         raise RequestError("argv and environment exclude each other", field="environment")
     for path in (environment.python, environment.base, *environment.folders):
-        if posixpath.normpath(path) != path or path.startswith("//"):
+        if not is_normalised(path):
             raise RequestError(f"{path!r} is not a normalised path", field="environment")
     has = python_of(image_labels)
     inside = any(is_below(environment.base, folder) for folder in environment.folders)

@@ -24,6 +24,7 @@ from sandboxruntime.spec import (
     Rootfs,
     Spec,
 )
+from sandboxruntime.validate import is_normalised
 
 __all__ = [
     "CONNECTION_FILE",
@@ -93,8 +94,7 @@ def work_folder_of(request: KernelCreate) -> str | None:
     """The folder to mount; None mounts none. Raises WorkFolderError for a senseless path."""
     folder, cwd = request.work_folder or request.cwd, request.cwd
     for path in (folder, cwd):
-        # Of two slashes at the beginning, normpath() keeps both.
-        if path is not None and (posixpath.normpath(path) != path or path.startswith("//")):
+        if path is not None and not is_normalised(path):
             raise WorkFolderError(
                 f"{path!r} is not a normalised absolute path",
                 hint="Leave out '.', '..', '//' and a trailing '/'.",
