@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.vm.selection import BOOTS, LEFT_OUT, PARTS, WHOLE
+from tests.vm.selection import BOOTS, LEFT_OUT, LONG, MACHINES, PARTS, WHOLE, arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 LANES = ("integration", "escape", "conformance", "hostile", "browser", "vm")
@@ -31,7 +31,7 @@ def test_every_file_is_decided_upon() -> None:
 def test_what_is_named_exists() -> None:
     named = [(file, name) for file, parts in PARTS.items() for name in parts]
     named += [(file, name) for file, tests in BOOTS.items() for name in tests]
-    for item in LEFT_OUT:
+    for item in (*LEFT_OUT, *LONG):
         file, _, name = item.partition("::")
         if name:
             assert file in WHOLE, f"{item}: of this file not everything runs"
@@ -41,8 +41,20 @@ def test_what_is_named_exists() -> None:
 
 def test_every_omission_has_its_reason() -> None:
     assert all(LEFT_OUT.values())
+    assert all(LONG.values())
 
 
 def test_between_boots_every_test_of_a_file_has_its_turn() -> None:
     for file, tests in BOOTS.items():
         assert set(tests) == {name for name in names(file) if name.startswith("test_")}
+
+
+def test_each_file_runs_in_one_machine() -> None:
+    files = [file for part in MACHINES.values() for file in part]
+    assert sorted(files) == sorted([*WHOLE, *PARTS, *BOOTS])
+    named = [item for machine in MACHINES for item in arguments(machine)]
+    omitted = [name for name in (*LEFT_OUT, *LONG) if "::" in name]
+    assert {f"--deselect={name}" for name in omitted} <= set(named)
+    assert not {f"--deselect={name}" for name in LONG} & {
+        item for machine in MACHINES for item in arguments(machine, long=True)
+    }

@@ -1,4 +1,8 @@
-"""`python -m tests.vm [pytest arguments]`: the reviewed selection, or what is named."""
+"""`python -m tests.vm [pytest arguments]`: the reviewed selection, or what is named.
+
+The selection is run by two machines side by side, each with a part of it: a test in an emulated
+machine is slow, but waits as often as it computes.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import IO
 
 from tests.vm.image import ensure_image
 from tests.vm.machine import MachineError, run_machine
 from tests.vm.payload import Phase, build_packages, write_payload
-from tests.vm.selection import BOOTS, between_boots
+from tests.vm.selection import BOOTS, MACHINES, between_boots
 from tests.vm.selection import arguments as selected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--results", type=Path, default=Path("vm-results"))
     parser.add_argument("--time-limit", type=float, default=2400, metavar="SECONDS")
+    parser.add_argument(
+        "--machine", choices=MACHINES, help="this one's part of the selection alone"
+    )
     options, rest = parser.parse_known_args()
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if missing or os.geteuid() != 0:
@@ -37,6 +48,8 @@ def main() -> None:
     image = ensure_image()
     if options.results.exists():
         shutil.rmtree(options.results)
+    if not options.machine and not any(_is_test(argument) for argument in rest):
+        sys.exit(_run_all(options.results, sys.argv[1:]))
     environment = {
         "SANDBOXKERNEL_TEST_VM": "1",
         "SANDBOXKERNEL_TESTS_MUST_RUN": "1",
@@ -47,7 +60,7 @@ def main() -> None:
         "HOME": "/root",
         "LANG": "C.UTF-8",
     }
-    phases = _phases(rest)
+    phases = _phases(rest, options.machine, long=options.all)
     with tempfile.TemporaryDirectory(prefix="sandboxkernel-vm-") as scratch:
         payload = Path(scratch) / "payload.tar"
         wanted = any(argument.startswith("tests/vm/test_package") for argument in rest)
@@ -65,15 +78,51 @@ def main() -> None:
     sys.exit(outcome.exit_code)
 
 
-def _phases(rest: list[str]) -> list[Phase]:
-    """What is named, or else the whole selection; what takes several boots, comes last."""
-    common = [f"--timeout={TEST_TIMEOUT_S}", "--color=no", "-p", "no:cacheprovider"]
-    files = [item for item in rest if (ROOT / item.partition("::")[0]).exists()]
+def _run_all(results: Path, arguments: list[str]) -> int:
+    """Every machine's part, side by side; the first exit status that is not 0."""
+    began = time.monotonic()
+    running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+    try:
+        for name in MACHINES:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.vm", *arguments,
+                 "--machine", name, "--results", str(results / name)],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            )  # fmt: skip
+            assert process.stdout is not None
+            reader = threading.Thread(target=_pass_lines_on, args=(name, process.stdout))
+            reader.start()
+            running.append((process, reader))
+        codes = [process.wait() for process, _ in running]
+    finally:
+        for process, reader in running:
+            process.terminate()
+            process.wait()
+            reader.join()
+    print(f"vm: both machines: {time.monotonic() - began:.0f} s")
+    return next((code for code in codes if code), 0)
+
+
+def _pass_lines_on(name: str, stream: IO[str]) -> None:
+    for line in stream:
+        print(f"{name}: {line.rstrip()}", flush=True)
+
+
+def _is_test(argument: str) -> bool:
+    return (ROOT / argument.partition("::")[0]).exists()
+
+
+def _phases(rest: list[str], machine: str | None, *, long: bool) -> list[Phase]:
+    """What is named, or else a machine's part of the selection; what takes several boots, is last."""
+    common = [f"--timeout={TEST_TIMEOUT_S}", "--color=no"]
+    files = [item for item in rest if _is_test(item)]
     options = [item for item in rest if item not in files]
-    named = [item for item in files if item not in BOOTS] if files else selected()
+    named = [item for item in files if item not in BOOTS]
+    if not files:
+        named = selected(machine or "", long=long)
     phases = [Phase([*common, *options, *named])] if named else []
-    if not files or set(files) & BOOTS.keys():
-        phases += [Phase([*common, *options, test], then) for test, then in between_boots()]
+    boots = set(files) & BOOTS.keys() if files else set(MACHINES[machine or ""]) & BOOTS.keys()
+    phases += [Phase([*common, *options, test], then) for test, then in between_boots(boots)]
     return phases
 
 

@@ -7,9 +7,9 @@ file of the privileged lanes is decided upon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-__all__ = ["BOOTS", "LEFT_OUT", "PARTS", "WHOLE", "arguments", "between_boots"]
+__all__ = ["BOOTS", "LEFT_OUT", "LONG", "MACHINES", "PARTS", "WHOLE", "arguments", "between_boots"]
 
 # Files of which everything runs but what LEFT_OUT names.
 WHOLE = (
@@ -77,6 +77,26 @@ BOOTS = {
         "test_after_a_reboot": "go on",
     },
 }
+# What takes minutes each in an emulated machine, and runs with `--all` alone; and what has the same
+# answer sooner.
+LONG = {
+    "tests/integration/test_crashes.py::"
+    "test_a_crash_at_a_step_of_a_start_or_an_end_loses_and_leaves_nothing": (
+        "test_crashes_at_random_moments_lose_and_leave_nothing"
+    ),
+    "tests/integration/test_zygotes.py::test_caps_hold_in_kernels_that_were_forked": (
+        "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way"
+    ),
+    "tests/integration/test_zygotes.py::test_kernels_with_a_cap_on_disk_traffic_are_forked_on_demand": (
+        "the same"
+    ),
+    "tests/integration/test_zygotes.py::test_a_wedged_zygote_is_passed_by_and_replaced": (
+        "test_a_zygote_out_of_memory_costs_a_cold_start"
+    ),
+    "tests/integration/test_executors.py::test_a_runtime_that_confines_less_is_caught": (
+        "tests/escape/test_misconfined.py has what our own launcher leaves out"
+    ),
+}
 # Files of which nothing runs, and single tests of the above; each with its reason.
 LEFT_OUT = {
     "tests/vm/test_package.py": "needs a machine that has no daemon yet: `make test-package`",
@@ -139,13 +159,31 @@ LEFT_OUT = {
 }
 
 
-def arguments() -> list[str]:
-    """For pytest."""
-    parts = [f"{file}::{name}" for file, names in PARTS.items() for name in names]
-    return [*WHOLE, *parts, *(f"--deselect={name}" for name in LEFT_OUT)]
+# Two machines run the selection side by side: which files each has. Balanced by measurement
+# (--durations=0); a test's own daemon is its own, so nothing but time depends on it.
+_SECOND = (
+    "tests/integration/test_crashes.py",
+    "tests/escape/test_attacks.py",
+    "tests/vm/test_reboot.py",
+)
+MACHINES = {
+    "first": tuple(file for file in (*WHOLE, *PARTS, *BOOTS) if file not in _SECOND),
+    "second": _SECOND,
+}
 
 
-def between_boots() -> Iterator[tuple[str, str]]:
-    """Each test of BOOTS, and what the machine does after it."""
+def arguments(machine: str, *, long: bool = False) -> list[str]:
+    """For pytest: what this one of MACHINES runs in its first boot; with what takes long or not."""
+    files = MACHINES[machine]
+    whole = [file for file in files if file in WHOLE]
+    parts = [f"{file}::{name}" for file in files for name in PARTS.get(file, ())]
+    omitted = LEFT_OUT if long else [*LEFT_OUT, *LONG]
+    left_out = [name for name in omitted if name.partition("::")[0] in files]
+    return [*whole, *parts, *(f"--deselect={name}" for name in left_out)]
+
+
+def between_boots(files: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Each test of these files of BOOTS, and what the machine does after it."""
     for file, tests in BOOTS.items():
-        yield from ((f"{file}::{name}", then) for name, then in tests.items())
+        if file in files:
+            yield from ((f"{file}::{name}", then) for name, then in tests.items())
