@@ -19,7 +19,9 @@ from sandboxruntime.syscalls import (
 )
 
 __all__ = [
+    "ATTRIBUTE_WORDS",
     "DEVICES",
+    "DEVICE_ATTRIBUTES",
     "Attach",
     "Device",
     "Directory",
@@ -43,6 +45,15 @@ DEVICES: Mapping[str, tuple[int, int]] = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
+# As mountinfo (proc_pid_mountinfo(5)) and OCI's options of mounts call them.
+ATTRIBUTE_WORDS: Mapping[MountAttr, str] = {
+    MountAttr.NOSUID: "nosuid",
+    MountAttr.NODEV: "nodev",
+    MountAttr.NOEXEC: "noexec",
+    MountAttr.RDONLY: "ro",
+}
+# Of a device, and of the null device that masks a file: all that a device works without.
+DEVICE_ATTRIBUTES = MountAttr.NOSUID | MountAttr.NOEXEC
 PTYS_MAX = 64
 _SAFE = MountAttr.NOSUID | MountAttr.NODEV
 _PROC = _SAFE | MountAttr.NOEXEC
@@ -245,10 +256,14 @@ def _mount_file_system(operation: FileSystem, root_fd: int) -> None:
 def _clone_device(name: str) -> int:
     """A detached clone of the host's device node, checked to be that device."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", _CLONE)
-    found = os.fstat(fd)
-    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(*DEVICES[name]):
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(*DEVICES[name]):
+            raise OSError(errno.ENODEV, f"host /dev/{name} is not the device it should be")
+        syscalls.mount_setattr(fd, "", attr_set=DEVICE_ATTRIBUTES)
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.ENODEV, f"host /dev/{name} is not the device it should be")
+        raise
     return fd
 
 

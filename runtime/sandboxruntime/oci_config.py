@@ -14,9 +14,8 @@ from typing import Any, Final
 from sandboxruntime import seccomp
 from sandboxruntime.cgroup import Limits
 from sandboxruntime.cgroup.v1 import cpu_shares
-from sandboxruntime.mounts import FileSystem, plan_mounts
+from sandboxruntime.mounts import ATTRIBUTE_WORDS, FileSystem, plan_mounts
 from sandboxruntime.spec import HAND_OVER_DIR, IdMapping, Spec
-from sandboxruntime.syscalls import MountAttr
 
 __all__ = ["OCI_VERSION", "oci_config", "oci_seccomp"]
 
@@ -25,12 +24,6 @@ HAND_OVER_BYTES: Final = 16 << 20
 _NAMESPACES: Final = ("pid", "network", "ipc", "uts", "mount", "user", "cgroup")
 _CAPABILITY_SETS: Final = ("bounding", "effective", "inheritable", "permitted", "ambient")
 _ARCHITECTURES: Final = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
-_ATTRIBUTES: Final = (
-    (MountAttr.NOSUID, "nosuid"),
-    (MountAttr.NODEV, "nodev"),
-    (MountAttr.NOEXEC, "noexec"),
-    (MountAttr.RDONLY, "ro"),
-)
 _DEFAULT_ERRNO: Final = 0xFFFF  # the part of a SECCOMP_RET_ERRNO that is the errno
 _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
@@ -115,7 +108,7 @@ def _mounts(spec: Spec, binds: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _file_system(operation: FileSystem) -> dict[str, Any]:
-    options = [word for flag, word in _ATTRIBUTES if operation.attributes & flag]
+    options = [word for flag, word in ATTRIBUTE_WORDS.items() if operation.attributes & flag]
     options += [key if value is None else f"{key}={value}" for key, value in operation.options]
     return {
         "destination": operation.destination,

@@ -17,9 +17,17 @@ from dataclasses import dataclass
 
 from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.errors import VerifyError
-from sandboxruntime.mounts import DEVICES, Attach, FileSystem, plan_mounts
+from sandboxruntime.mounts import (
+    ATTRIBUTE_WORDS,
+    DEVICE_ATTRIBUTES,
+    DEVICES,
+    Attach,
+    FileSystem,
+    plan_mounts,
+)
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.spec import HAND_OVER_DIR, IdMapping, Spec
+from sandboxruntime.syscalls import MountAttr
 
 __all__ = [
     "NAMESPACES",
@@ -280,14 +288,7 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     mounts = _parse_mountinfo(facts.mountinfo)
     if not mounts or mounts[0].point != "/" or mounts[0].fstype != "overlay":
         return f"root is not the overlay: {mounts[:1]}"
-    if not {"nosuid", "nodev"} <= mounts[0].options:
-        return "root lacks nosuid,nodev"
-    expected = {"/"} | {f"/dev/{name}" for name in DEVICES}
-    for operation in plan_mounts(spec):
-        if isinstance(operation, FileSystem | Attach):
-            expected.add(operation.destination)
-    if spec.executor is not None:
-        expected.add(HAND_OVER_DIR)  # OCI has no word for a directory, but for a file system
+    expected = _expected_flags(spec)
     masks = {
         *spec.masked_paths,
         *spec.read_only_paths,
@@ -295,17 +296,43 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     }
     points = [mount.point for mount in mounts]
     paths = (*spec.masked_paths, *spec.read_only_paths)
-    missing = (expected | {path for path in paths if _has_entry(path)}) - set(points)
-    extra = set(points) - expected - masks
+    missing = (set(expected) | {path for path in paths if _has_entry(path)}) - set(points)
+    extra = set(points) - set(expected) - masks
     if missing or extra:
         return f"mounts missing {sorted(missing)}, unexpected {sorted(extra)}"
     read_only = {*spec.read_only_paths, *(b.destination for b in spec.binds if b.read_only)}
+    cover = MountAttr(0) if spec.executor is not None else DEVICE_ATTRIBUTES
     for mount in mounts:
+        flags = expected.get(mount.point, cover)
+        wanted = {word for flag, word in ATTRIBUTE_WORDS.items() if flag & flags}
+        if not wanted <= mount.options:
+            return f"{mount.point} lacks {','.join(sorted(wanted - mount.options))}"
         if mount.point in read_only and "ro" not in mount.options:
             return f"{mount.point} is writable"
         if mount.point in masks - read_only and not _covers(mount):
             return f"{mount.point} is masked by {mount.root} of {mount.fstype}"
     return None
+
+
+def _expected_flags(spec: Spec) -> dict[str, MountAttr]:
+    """Every mount that is not there to cover, and what it must not allow. Pure.
+
+    OCI has no word for the flags of a device, or of a mask: in another runtime's containers they
+    are as that runtime makes them.
+    """
+    safe = MountAttr.NOSUID | MountAttr.NODEV
+    found = {"/": safe}
+    for name in DEVICES:
+        found[f"/dev/{name}"] = DEVICE_ATTRIBUTES if spec.executor is None else MountAttr(0)
+    for operation in plan_mounts(spec):
+        match operation:
+            case FileSystem():
+                found[operation.destination] = operation.attributes
+            case Attach():
+                found[operation.destination] = safe
+    if spec.executor is not None:
+        found[HAND_OVER_DIR] = safe  # OCI has no word for a directory, but for a file system
+    return found
 
 
 def _covers(mount: _Mount) -> bool:

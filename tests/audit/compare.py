@@ -32,6 +32,7 @@ NONE_ALLOWED = ("RLIMIT_CORE", "RLIMIT_NICE", "RLIMIT_RTPRIO")
 # row, or a pattern of rows -> why a notebook needs it
 EXPLAINED: Mapping[str, str] = {
     "syscall: landlock_*": "a program may confine itself further; rules only ever take away",
+    "mount: a device or mask *": "runc's containers alone: OCI has no word for the flags of these",
     "syscall: mseal": "it only takes rights away; newer libc seal what they have loaded",
     "syscall: fchmodat2": "fchmodat with its flags, which libc calls first; set-user-id is refused",
     "syscall: pkey_*": "node keeps its compiled code so; a key only takes rights away from a page",
@@ -170,7 +171,7 @@ def _namespaces(report: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str,
 
 def _mounts(lines: Sequence[str], folders: Iterable[str]) -> dict[str, Row]:
     """Counts over /proc/self/mountinfo (proc_pid_mountinfo(5)), by what a mount permits."""
-    suid, devices, propagate, host_paths = [], [], [], []
+    suid, devices, bare, propagate, host_paths = [], [], [], [], []
     for line in lines:
         fields, _, rest = line.partition(" - ")
         parts = fields.split()
@@ -181,6 +182,9 @@ def _mounts(lines: Sequence[str], folders: Iterable[str]) -> dict[str, Row]:
             suid.append(point)
         if "nodev" not in options and rest.split()[0] not in ("devtmpfs", "devpts"):
             devices.append(point)
+        of_devices = rest.split()[0] == "devtmpfs" or parts[3] == "/null"
+        if of_devices and not {"nosuid", "noexec"} <= set(options):
+            bare.append(point)
         if any(tag.startswith(("shared:", "master:")) for tag in optional):
             propagate.append(point)
         if any(folder in f"{parts[3]} {rest}" for folder in folders):
@@ -190,6 +194,7 @@ def _mounts(lines: Sequence[str], folders: Iterable[str]) -> dict[str, Row]:
         for name, points in (
             ("honours set-user-id", suid), ("honours device nodes, /dev apart", [
                 point for point in devices if point != "/dev"]),
+            ("a device or mask without nosuid and noexec", bare),
             ("propagates from or to others", propagate), ("shows a path of the host", host_paths),
         )
     }  # fmt: skip

@@ -60,6 +60,15 @@ def credentials(context):
 do_credentials = init.CREATE_STEPS[init.Step.CREDENTIALS]
 init.CREATE_STEPS[init.Step.CREDENTIALS] = credentials
 """
+DEVICE_FLAGS = """
+import sandboxruntime.mounts as m
+make, attributes = m.{made_by}, m.DEVICE_ATTRIBUTES
+def without(path, root_fd):
+    m.DEVICE_ATTRIBUTES = attributes & ~syscalls.MountAttr.{flag}
+    make(path, root_fd)
+    m.DEVICE_ATTRIBUTES = attributes
+m.{made_by} = without
+"""
 LACKS = {
     "the network namespace": Lack("namespaces", HOST_NETWORK),
     "the IPC namespace": Lack("namespaces", HOST_IPC),
@@ -101,6 +110,10 @@ LACKS = {
     ),
     "nosuid": Lack("mounts", MOUNT_FLAGS.format(flag="NOSUID")),
     "nodev": Lack("mounts", MOUNT_FLAGS.format(flag="NODEV")),
+    "nosuid of devices": Lack("mounts", DEVICE_FLAGS.format(made_by="_attach_device", flag="NOSUID")),
+    "noexec of devices": Lack("mounts", DEVICE_FLAGS.format(made_by="_attach_device", flag="NOEXEC")),
+    "nosuid of masks": Lack("mounts", DEVICE_FLAGS.format(made_by="_mask", flag="NOSUID")),
+    "noexec of masks": Lack("mounts", DEVICE_FLAGS.format(made_by="_mask", flag="NOEXEC")),
     "private mounts": Lack(
         "mounts",
         around(Step.MASKS, after='syscalls.mount("none", "/tmp", None, syscalls.MountFlag.SHARED)')

@@ -131,6 +131,8 @@ LIES = {
     "mounts": 'config["mounts"].append({"destination": "/mnt", "type": "bind", "source": "/etc", "options": ["bind"]})',
     "mounts-missing": 'config["mounts"] = [m for m in config["mounts"] if m["destination"] != "/tmp"]',
     "mounts-unmasked": 'linux["maskedPaths"].remove("/proc/kmsg")',
+    "mounts-suid": '[m for m in config["mounts"] if m["destination"] == "/tmp"][0]["options"].remove("nosuid")',
+    "mounts-dev": '[m for m in config["mounts"] if m["destination"] == "/dev/shm"][0]["options"].remove("nodev")',
     "mounts-writable": 'linux["readonlyPaths"].remove("/proc/sys")',
     "mounts-propagating": 'config["mounts"][3]["options"].append("shared")',
     "rlimits": 'process["rlimits"] = [dict(r, soft=4096, hard=4096) if r["type"] == "RLIMIT_CORE" else r for r in process["rlimits"]]',

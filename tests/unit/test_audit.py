@@ -73,6 +73,9 @@ def test_what_is_refused_has_rank_0_whoever_refuses_it() -> None:
         (("mountinfo",), ["1 2 0:1 / / rw,nodev - ext4 x rw"], "mount: honours set-user-id"),
         (("mountinfo",), ["1 2 0:1 / / rw,nosuid,nodev shared:1 - ext4 x rw"],
          "mount: propagates from or to others"),
+        *(((("mountinfo",), [f"1 2 0:1 {root} /dev/null rw,nodev,{flag} - {kind} x rw"],
+            "mount: a device or mask without nosuid and noexec"))
+          for root, flag, kind in (("/zero", "nosuid", "devtmpfs"), ("/null", "nosuid", "tmpfs"))),
         (("mountinfo",), ["1 2 0:1 / / rw,nosuid,nodev - overlay x lowerdir=/var/lib/docker/x"],
          "mount: shows a path of the host"),
         (("rlimits", "RLIMIT_CORE"), [0, -1], "limit: RLIMIT_CORE, hard"),

@@ -180,14 +180,16 @@ def test_a_work_folder_that_cannot_be_opened_is_the_users_error() -> None:
 
 HOST = dict.fromkeys(NAMESPACES, 1)
 MOUNTINFO = "\n".join(
-    f"1 1 0:1 / {point} rw,nosuid,nodev - {'overlay' if point == '/' else 'tmpfs'} x rw"
+    f"1 1 0:1 / {point} rw,nosuid,nodev,noexec - {'overlay' if point == '/' else 'tmpfs'} x rw"
     for point in ["/", "/proc", "/dev", "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
                   "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run",
                   "/srv/work"]
 )  # fmt: skip
-MOUNTINFO += "".join(f"\n1 1 0:5 /null {point} rw - devtmpfs x rw" for point in MASKED_PATHS)
 MOUNTINFO += "".join(
-    f"\n1 1 0:1 / {point} ro,nosuid,nodev - proc x rw" for point in READ_ONLY_PATHS
+    f"\n1 1 0:5 /null {point} rw,nosuid,noexec - devtmpfs x rw" for point in MASKED_PATHS
+)
+MOUNTINFO += "".join(
+    f"\n1 1 0:1 / {point} ro,nosuid,nodev,noexec - proc x rw" for point in READ_ONLY_PATHS
 )
 GOOD = Facts(
     namespaces=dict.fromkeys(NAMESPACES, 2),
@@ -234,12 +236,26 @@ def test_a_confined_process_passes() -> None:
         ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/acpi ro")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/sys rw")}),
         ("mounts", {"mountinfo": MOUNTINFO.replace("/null /proc/kmsg", "/kmsg /proc/kmsg")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("nodev - tmpfs", "nodev shared:3 - tmpfs")}),
+        ("mounts", {"mountinfo": MOUNTINFO.replace("noexec - tmpfs", "noexec shared:3 - tmpfs")}),
+        *(
+            ("mounts", {"mountinfo": MOUNTINFO.replace(f" {point} {good}", f" {point} {bad}")})
+            for point, good, bad in (
+                ("/dev/zero", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
+                ("/dev/tty", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
+                ("/dev/pts", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
+                ("/proc/kmsg", "rw,nosuid,noexec", "rw,noexec"),
+                ("/proc/sys", "ro,nosuid,nodev,noexec", "ro,nosuid,nodev"),
+                ("/srv/work", "rw,nosuid,nodev,noexec", "rw,nosuid,noexec"),
+                ("/tmp", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_any_gap_in_the_confinement_is_found(name: str, facts: dict[str, Any]) -> None:
+    lacking = dataclasses.replace(GOOD, **facts)
+    assert lacking != GOOD
     with pytest.raises(VerifyError) as caught:
-        check(dataclasses.replace(GOOD, **facts), SPEC, HOST, filters=1)
+        check(lacking, SPEC, HOST, filters=1)
     assert caught.value.check == name
 
 
