@@ -49,6 +49,8 @@ NATIVE_ONLY = {
     "test_confinement_primitives.py": "no container either",
     "test_attacks.py": "its controls leave out steps of our own; test_executors.py attacks runc's",
     "test_surroundings.py": "the same",
+    "test_neighbours.py": "has both executors itself",
+    "test_hostile_roots.py": "the same",
 }
 CONFIG = """
 c.SandboxKernelDaemon.profiles = {

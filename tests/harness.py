@@ -98,6 +98,11 @@ class Attempt:
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> tuple[int | None, str]:
         """Wait status and output of the program."""
+        self.start(*argv, env=env)
+        return self.finish()
+
+    def start(self, *argv: str, env: dict[str, str] | None = None) -> None:
+        """Hand over a program, which runs when this returns."""
         payload = Payload(
             argv=list(argv),
             env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/sandbox", **(env or {})},
@@ -106,6 +111,16 @@ class Attempt:
         self._hand.sendall(encode_payload(payload))
         failure = self._hand.recv(65536)
         assert not failure, failure
+
+    def read_line(self) -> str:
+        """The next line of the program's output."""
+        text = b""
+        while not text.endswith(b"\n"):
+            text += os.read(self._log_fd, 1) or b"\n"
+        return text.decode(errors="replace").strip()
+
+    def finish(self) -> tuple[int | None, str]:
+        """Wait for the program's end: wait status, and the output that was not read."""
         text = b""
         while chunk := os.read(self._log_fd, 65536):
             text += chunk
@@ -243,17 +258,19 @@ def make_spec(
     owner: Credentials | None = None,
     at: str = "",
     executor: str = "",
+    id_base: int = ID_BASE,
     **changes: Any,
 ) -> Iterator[Spec]:
     """The spec of an ephemeral sandbox on the host image, with its layer for the length of a block.
 
     `work` is bound at `at`, by default at its own path, and opened with the rights of `owner`.
+    Sandboxes of different users differ in `id_base`.
     """
     image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
     container_id = uuid.uuid4().hex[:12]
     scratch = SHARED_DATA / "scratch" / container_id
-    layers = UserLayers(SHARED_DATA / "users").scratch(scratch, ID_BASE)
-    mapping = (IdMapping(0, ID_BASE, 65536),)
+    layers = UserLayers(SHARED_DATA / "users").scratch(scratch, id_base)
+    mapping = (IdMapping(0, id_base, 65536),)
     binds: tuple[Bind, ...] = ()
     if work is not None:
         binds = (Bind(str(work), at or str(work), owner or Credentials(0, 0)),)
@@ -262,7 +279,7 @@ def make_spec(
         made_by = Executor(executor, python_of(image.labels), PACKAGES)
         package = str(ROOT / "runtime" / "sandboxruntime")
         inside = f"{PACKAGES}/sandboxruntime"
-        binds += (Bind(package, inside, Credentials(0, 0), read_only=True),)
+        binds += (Bind(package, inside, Credentials(0, 0), read_only=True, own_inodes=True),)
     spec = Spec(
         container_id=container_id,
         hostname=container_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
@@ -33,6 +33,7 @@ __all__ = [
     "apply_mounts",
     "plan_masks",
     "plan_mounts",
+    "refuse_links",
 ]
 
 # name -> (major, minor), checked before the node is used: an image or a race must not be able
@@ -175,6 +176,26 @@ def apply_mounts(operations: list[MountOp], root_fd: int, bind_fds: list[int]) -
             _apply(operation, root_fd, bind_fds)
         except OSError as exc:
             exc.add_note(str(operation))
+            raise
+
+
+def refuse_links(operations: Iterable[MountOp], root_fd: int) -> None:
+    """Raise OSError (ELOOP) where a mount point of a plan is, or lies behind, a symbolic link.
+
+    For runtimes that would follow it: runc makes the links of /dev by a path of the host's, and so
+    on the host where an image's /dev leads there (CVE-2026-41579). Nobody adds a link to the root
+    between check and use: that takes root inside, which nothing in a container is.
+    """
+    places = [op.destination for op in operations if isinstance(op, FileSystem | Attach)]
+    for place in places:
+        if any(place.startswith(f"{other}/") for other in places):
+            continue  # below a mount that covers what the root has there
+        try:
+            os.close(_open_beneath(root_fd, place))
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            exc.add_note(f"{place} of the image or the layer")
             raise
 
 

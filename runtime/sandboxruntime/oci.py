@@ -24,6 +24,7 @@ from sandboxruntime.cgroup import Cgroup, remove_from_others
 from sandboxruntime.errors import HostError, SetupError
 from sandboxruntime.identity import check_identity
 from sandboxruntime.init import Context
+from sandboxruntime.mounts import plan_mounts, refuse_links
 from sandboxruntime.namespaces import end_with_parent
 from sandboxruntime.oci_config import oci_config
 from sandboxruntime.rootfs import Bundle, MountFactory
@@ -67,6 +68,7 @@ def run(mounts: MountFactory, state: str, context: Context, cgroup: Cgroup) -> t
     spec = context.spec
     assert spec.executor is not None
     program = find_program(spec.executor.program)
+    _check_root(context)
     with mounts.bundle(context.root_fd, context.bind_fds) as bundle, contextlib.ExitStack() as temp:
         orders_fd = os.memfd_create("orders", os.MFD_CLOEXEC)
         temp.callback(os.close, orders_fd)
@@ -128,6 +130,18 @@ def forget(state: str, container_id: str, cgroup: Cgroup) -> None:
 
 def _root(state: str, program: str) -> str:
     return f"{state}/{program}"
+
+
+def _check_root(context: Context) -> None:
+    try:
+        refuse_links(plan_mounts(context.spec), context.root_fd)
+    except OSError as exc:
+        where = "; ".join(exc.__notes__)
+        raise SetupError(
+            f"setup failed at {Step.MOUNTS}: {exc.strerror}: {where}",
+            step=Step.MOUNTS,
+            errno=exc.errno or 0,
+        ) from exc
 
 
 def _write_bundle(bundle: Bundle, spec: Spec) -> None:

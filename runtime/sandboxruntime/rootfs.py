@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
@@ -99,6 +99,7 @@ class MountFactory:
         syscalls.mount("tmpfs", staging, "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=0711")
         # Where every child attaches its root, in its own copy of this mount namespace.
         self.attach_point = self._new_directory()
+        self._empty = self._new_directory()  # without an upper, overlayfs wants two layers
 
     def open_rootfs(self, spec: Spec) -> int:
         """Return a detached mount of the container's root; count one user of its overlay."""
@@ -175,7 +176,17 @@ class MountFactory:
                 feature="idmapped_mounts",
                 hint="Keep notebooks on ext4, xfs, btrfs or tmpfs, or use a newer Linux.",
             ) from exc
-        return fd
+        return self._with_own_inodes(fd) if bind.own_inodes else fd
+
+    def _with_own_inodes(self, bind_fd: int) -> int:
+        """Trade a detached mount for one of an overlay on it, read-only. Takes the descriptor."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, bind_fd)
+            lower = self._attach(bind_fd)
+            stack.callback(_detach, lower)
+            return _new_overlay(
+                [("lowerdir", f"{lower}:{self._empty}"), *OVERLAY_OPTIONS.items()], MountAttr.RDONLY
+            )
 
     def _bind_namespace(self, bind: Bind, spec: Spec) -> int:
         return self._namespace_for(
@@ -227,15 +238,7 @@ class MountFactory:
                 lower.append(self._mount_lower(layer, userns_fd))
                 # overlayfs keeps private clones of its layers; ours are not needed again.
                 stack.callback(_detach, lower[-1])
-            fs_fd = syscalls.fsopen("overlay")
-            stack.callback(os.close, fs_fd)
-            for key, value in overlay_options(spec.rootfs, lower):
-                if value is None:
-                    syscalls.fsconfig_flag(fs_fd, key)
-                else:
-                    syscalls.fsconfig_string(fs_fd, key, value)
-            syscalls.fsconfig_create(fs_fd)
-            mount_fd = syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV)
+            mount_fd = _new_overlay(overlay_options(spec.rootfs, lower))
             stack.callback(os.close, mount_fd)
             return self._attach(mount_fd)
 
@@ -318,6 +321,23 @@ class MountFactory:
             os.rmdir(path)
             raise
         return path
+
+
+def _new_overlay(
+    options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
+) -> int:
+    """A detached overlay, nosuid and nodev."""
+    fs_fd = syscalls.fsopen("overlay")
+    try:
+        for key, value in options:
+            if value is None:
+                syscalls.fsconfig_flag(fs_fd, key)
+            else:
+                syscalls.fsconfig_string(fs_fd, key, value)
+        syscalls.fsconfig_create(fs_fd)
+        return syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV | attributes)
+    finally:
+        os.close(fs_fd)
 
 
 def _detach(mount_point: str) -> None:

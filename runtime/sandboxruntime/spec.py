@@ -93,7 +93,9 @@ class Bind:
     belong to the container's process (an idmapped mount, mount_setattr(2)); ids of others
     appear as the overflow id and cannot be written. `masked` are paths below it, relative,
     that are covered by an empty read-only directory or file where they exist. `allowed` are
-    the folders below which `source` must lie once its symbolic links are resolved.
+    the folders below which `source` must lie once its symbolic links are resolved. With
+    `own_inodes`, locks and watches on it are the container's own, and what is changed in
+    `source` meanwhile is undefined inside (overlayfs.rst): for what does not change.
     """
 
     source: str
@@ -102,6 +104,7 @@ class Bind:
     read_only: bool = False
     masked: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ("/",)
+    own_inodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

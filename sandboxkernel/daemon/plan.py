@@ -243,6 +243,7 @@ def _package_bind(package: str) -> Bind:
         destination=f"{PACKAGES}/{posixpath.basename(package)}",
         opener=Credentials(uid=0, gid=0),
         read_only=True,
+        own_inodes=True,  # or every user could watch when others' kernels start
     )
 
 

@@ -27,15 +27,19 @@ SECTIONS = (
      "`test_a_link_in_the_layer_cannot_move_a_mount`, `test_a_folder_that_becomes_a_link_never_leads_away`"
      " (swapped while sandboxes start)"),
     ("B2", "Devices made through a link at /dev (CVE-2026-41579)",
-     "`test_a_link_in_the_layer_cannot_move_a_mount`: every mount point is resolved below the new root,"
-     " through no link. With runc it is runc's to refuse: not tested against each version."),
+     "`test_a_link_of_the_image_leads_nowhere`: every mount point is resolved below the new root,"
+     " through no link, and before runc is run. Control: `test_without_the_check_runc_follows_a_link_at_dev`"
+     " (runc 1.1.5 makes links on the host, and removes a `ptmx` there)."),
     ("B3", "Masks that are unmounted, or made of another file (CVE-2025-31133)",
      "`test_masked_files_are_empty_and_are_not_without_the_mask`; devices are cloned from the host's /dev"
-     " and compared with their numbers, the image's are not used."),
+     " and compared with their numbers, the image's are not used: `test_what_the_image_has_in_dev_and_proc_is_covered`,"
+     " with runc, too."),
     ("B4", "A console that is a link (CVE-2025-52565)",
-     "There is no console: output is a pipe. `test_a_terminal_is_the_containers_own` for bundles."),
+     "There is no console: output is a pipe, `test_what_the_image_has_in_dev_and_proc_is_covered`."
+     " `test_a_terminal_is_the_containers_own` for bundles."),
     ("B5", "Writing labels and sysctls through a changed /proc (CVE-2025-52881)",
-     "Nothing is written to the container's /proc: maps and cgroups are the host's files."),
+     "Nothing is written to the container's /proc: maps and cgroups are the host's files. A /proc that is"
+     " a link is refused: `test_a_link_of_the_image_leads_nowhere`."),
     ("B6", "Files made on the host through a volume's target (CVE-2024-45310)",
      "`test_a_link_in_the_layer_cannot_move_a_mount`"),
     ("B7", "Mounting, and getting back to the old root",
@@ -98,8 +102,12 @@ SECTIONS = (
     ("G4", "Descriptors that are sent along", "`test_descriptors_that_are_sent_along_are_not_kept`"),
     ("G5", "System V and POSIX objects",
      "`test_a_sibling_finds_nothing_of_an_earlier_one`"),
-    ("G6", "Locks on files of the image",
-     "Not tested: each user's overlay has its own inodes; kernels of one user share them on purpose."),
+    ("G6", "Locks and watches on files of the image",
+     "`test_locks_and_watches_of_the_image_stay_with_their_user`: each user's overlay has its own inodes"
+     " (control: two sandboxes of one user); `test_the_runtimes_own_files_tell_nothing_of_others`. Folders"
+     " of the host that several users see have the host's inodes: flock, fcntl locks and inotify cross"
+     " (`test_locks_and_watches_of_a_shared_folder_cross`), leases and dnotify would without the filter"
+     " (`test_leases_and_notices_of_a_shared_folder_would_cross`)."),
     ("G7", "The network",
      "`test_the_hosts_sockets_are_out_of_reach`. There is no interface but the loopback, so nothing else"
      " can be reached or forged."),
@@ -110,7 +118,8 @@ SECTIONS = (
     ("H3", "Marks of the overlay", ""),
     ("H4", "Set-user-id files in the layer", "`test_setuid_bits_cannot_be_set`"),
     ("H5", "Links and clones across layers",
-     "Not tested: no other layer is mounted, so none can be named."),
+     "`test_links_and_exchanges_change_the_layer_alone`: with every capability inside and no filter, what"
+     " they change is a copy in the layer. No other user's layer is mounted, so none can be named."),
     ("H6", "Host programs that walk a layer", "`test_links_of_an_image_do_not_lead_out`"),
     ("H7", "Changing the image", ""),
     ("H8", "Words of an image that are executed", "`test_a_hostile_image_name_is_refused`"),

@@ -252,12 +252,13 @@ def test_a_symbolic_link_to_a_system_folder_is_refused(confined: Harness, work: 
             pass
 
 
+@pytest.mark.parametrize("executor", ["", "runc"])
 @pytest.mark.parametrize("target", ["/etc", "/", "../../../../../..", "/proc/self/root"])
 def test_a_link_in_the_layer_cannot_move_a_mount(
-    confined: Harness, work: Path, target: str
+    confined: Harness, work: Path, target: str, executor: str
 ) -> None:
     """The user owns the home directory inside: a planted link must not become a mount point."""
-    with make_spec(work=work, at="/home/sandbox/course/x") as spec:
+    with make_spec(work=work, at="/home/sandbox/course/x", executor=executor) as spec:
         planted = Path(spec.rootfs.upper) / "home" / "sandbox" / "course"
         planted.symlink_to(target)
         before = set(os.listdir("/"))

@@ -25,6 +25,8 @@ WHOLE = (
     "tests/escape/test_attacks.py",
     "tests/escape/test_surroundings.py",
     "tests/escape/test_misconfined.py",
+    "tests/escape/test_neighbours.py",
+    "tests/escape/test_hostile_roots.py",
     "tests/conformance/test_confinement.py",
 )
 # Files of which only these run: what the host has a part in, once each. The rest of them is about

@@ -132,6 +132,14 @@ call("tee", one, fourth, 1, 0)
 """),
     Attack(F4, "an AF_ALG socket", "socket.socket(38, socket.SOCK_SEQPACKET)", ("EAFNOSUPPORT",),
            control=None, uncontrolled=LINUX_REFUSES + "it may not have the family; the next but two tries all"),
+    Attack("G6", "take a lease on a file", """
+import fcntl
+fcntl.fcntl(os.open("/tmp/leased", os.O_CREAT | os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+"""),
+    Attack("G6", "be told of what is read in a folder (dnotify)", """
+import fcntl
+fcntl.fcntl(os.open("/usr/bin", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS)
+"""),
     Attack("G8", "an AF_VSOCK socket", "socket.socket(40, socket.SOCK_STREAM)", ("EAFNOSUPPORT",)),
     Attack(F4, "a socket of any other family", """
 made = []
@@ -187,6 +195,10 @@ fcntl.ioctl(slave, 0x5412, b"x")
     Attack("C5", "change a terminal's line discipline", """
 import fcntl
 fcntl.ioctl(os.openpty()[1], 0x5423, struct.pack("i", 0))
+"""),
+    Attack("H5", "leave a device node by a rename (RENAME_WHITEOUT)", """
+open("/tmp/w", "w").close()
+call("renameat2", -100, b"/tmp/w", -100, b"/tmp/v", 4)
 """),
     Attack("H4", "set-user-id on a file", 'open("/tmp/s", "w").close(); os.chmod("/tmp/s", 0o4755)'),
     Attack("H4", "set-user-id at creation", 'os.open("/tmp/s2", os.O_CREAT | os.O_WRONLY, 0o4755)'),

@@ -118,6 +118,14 @@ fcntl.ioctl(s, 0x8916, struct.pack("16sHH4s8x", b"lo", 2, 0, bytes([127, 1, 2, 3
            alone=NO_CAPABILITY),
     attack("B1", "write to the image's programs", 'os.open("/usr/bin/pwned", os.O_CREAT | os.O_WRONLY)', "EACCES",
            alone=NO_CAPABILITY),
+    attack("H5", "link a file of the image into the layer", 'os.link("/usr/bin/env", "/home/sandbox/env")',
+           "EPERM", "EACCES", "EXDEV", alone=NO_CAPABILITY),
+    attack("H5", "exchange a file of the image for one of the layer", """
+open("/home/sandbox/x", "w").close()
+call("renameat2", -100, b"/home/sandbox/x", -100, b"/usr/bin/env", 2)
+""", "EACCES", "EXDEV", alone=NO_CAPABILITY),
+    attack("H5", "make a file without a name in the image's folders", 'os.open("/usr/bin", os.O_TMPFILE | os.O_WRONLY)',
+           "EACCES", alone=NO_CAPABILITY),
     attack("H7", "truncate a file of the image", 'os.truncate("/usr/bin/env", os.stat("/usr/bin/env").st_size)',
            "EACCES", alone=NO_CAPABILITY),
     attack("H7", "own a file of the image", 'os.chmod("/usr/bin/env", 0o777)', "EPERM", "EACCES", alone=NO_CAPABILITY),

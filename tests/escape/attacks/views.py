@@ -83,6 +83,20 @@ SET_USER_ID = Control("nosuid, no_new_privs, the bounding set", (*NO_NEW_PRIVS.s
                       patch=NOSUID.patch)  # fmt: skip
 OPEN_NODE = 'os.open("/home/sandbox/node", os.O_RDONLY | os.O_NONBLOCK)'
 
+# Descriptors: a file of one's own with what shall be in the image's, and that one, to read.
+WRITE_BY = """
+import fcntl
+with open("/home/sandbox/mine", "w") as file:
+    file.write("new")
+mine, theirs = os.open("/home/sandbox/mine", os.O_RDONLY), os.open("/usr/bin/env", os.O_RDONLY)
+{act}
+"""
+DEDUPLICATE = """
+given = struct.pack("QQHHI", 0, 3, 1, 0, 0) + struct.pack("qQQiI", theirs, 0, 0, 0, 0)
+answer = struct.unpack("qQQiI", fcntl.ioctl(mine, 0xC0189436, given)[24:])[3]
+if answer != 0:
+    raise OSError(-answer if answer < 0 else errno.EINVAL, "")
+"""
 ATTACKS = (
     looks_at_pid_1("program", 'os.readlink("/proc/1/exe")'),
     looks_at_pid_1("memory", 'os.open("/proc/1/mem", os.O_RDONLY)'),
@@ -151,6 +165,12 @@ if subprocess.run(["/home/sandbox/id", "-u"], capture_output=True, text=True).st
 open("/home/sandbox/marked", "w").close()
 os.setxattr("/home/sandbox/marked", "trusted.overlay.redirect", b"/etc")
 """, control=None, uncontrolled="needs a capability of the host's user namespace"),
+    *(Attack("H5", f"write to a file of the image by {name}", WRITE_BY.format(act=act), refusals, control=None,
+             uncontrolled="who may write to the file needs none of these; that is the next section's")
+      for name, act, refusals in (
+          ("copy_file_range", "os.copy_file_range(mine, theirs, 3)", ("EBADF",)),
+          ("FICLONE", "fcntl.ioctl(theirs, 0x40049409, mine)", ("EBADF", "EOPNOTSUPP", "EXDEV")),
+          ("FIDEDUPERANGE", DEDUPLICATE, ("EPERM", "EOPNOTSUPP", "EXDEV", "EINVAL")))),
     Attack("H7", "make a file of the image immutable", """
 import fcntl
 fcntl.ioctl(os.open("/usr/bin/env", os.O_RDONLY), 0x40086602, struct.pack("l", 0x10))
