@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from sandboxkernel.errors import DaemonUnavailable, error_from_problem
+from sandboxkernel.errors import error_from_problem
 from sandboxkernel.exitwatch import ExitWatch
 from sandboxkernel.models import (
     CheckReport,
@@ -44,7 +44,13 @@ from sandboxkernel.models import (
     ZygoteList,
 )
 from sandboxkernel.paths import api_socket_path
-from sandboxkernel.unixhttp import UnixConnection, error_from_response, unavailable
+from sandboxkernel.unixhttp import (
+    UnixConnection,
+    answering,
+    decode_answer,
+    error_from_response,
+    unavailable,
+)
 
 __all__ = ["AsyncSandboxClient", "ExitWatch", "SandboxClient"]
 
@@ -53,15 +59,10 @@ REQUEST_TIMEOUT_S = 300.0
 T = TypeVar("T")
 
 
-@contextlib.contextmanager
-def _answering(method: str, path: str) -> Iterator[None]:
-    """Raises DaemonUnavailable for an answer that does not come."""
-    try:
-        yield
-    except (OSError, http.client.HTTPException) as exc:
-        raise DaemonUnavailable(
-            f"the daemon did not answer {method} {path}: {exc or type(exc).__name__}"
-        ) from exc
+class _Failure(msgspec.Struct):
+    """The last line of a stream in which something went wrong."""
+
+    error: dict[str, Any]
 
 
 class SandboxClient:
@@ -90,39 +91,56 @@ class SandboxClient:
             raise unavailable(self.socket_path, exc) from exc
         return connection
 
-    def _call(self, method: str, path: str, body: object = None) -> bytes:
-        connection = self._send(method, path, body, timeout_s=self._timeout_s)
-        with contextlib.closing(connection):
-            with _answering(method, path):
+    def _open(
+        self, method: str, path: str, body: object = None, *, timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """The connection, which the caller closes, and the beginning of a good answer."""
+        connection = self._send(method, path, body, timeout_s=timeout_s)
+        try:
+            with answering(f"{method} {path}"):
                 response = connection.getresponse()
-                data = response.read()
-            if response.status >= http.client.BAD_REQUEST:
-                raise error_from_response(response.status, data)
-            return data
+                if response.status < http.client.BAD_REQUEST:
+                    return connection, response
+                raise error_from_response(response.status, response.read())
+        except BaseException:
+            connection.close()
+            raise
+
+    def _call(self, method: str, path: str, body: object = None) -> bytes:
+        connection, response = self._open(method, path, body, timeout_s=self._timeout_s)
+        with contextlib.closing(connection), answering(f"{method} {path}"):
+            return response.read()
 
     def _get(self, path: str, model: type[T], **query: object) -> T:
         text = urlencode({k: v for k, v in query.items() if v is not None})
-        data = self._call("GET", f"{path}?{text}" if text else path)
-        try:
-            return msgspec.json.decode(data, type=model)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise DaemonUnavailable(
-                f"the daemon's answer to GET {path} is none that this client knows: {exc}",
-                hint="Client and daemon should be of the same version.",
-            ) from exc
+        where = f"{path}?{text}" if text else path
+        return decode_answer(self._call("GET", where), model, f"GET {path}")
 
-    def _stream(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
+    def _post(self, path: str, model: type[T], body: object = None) -> T:
+        return decode_answer(self._call("POST", path, body), model, f"POST {path}")
+
+    def _stream(
+        self, method: str, path: str, model_of: Callable[[bytes], type[T]], body: object = None
+    ) -> Iterator[T]:
         """Lines of a streamed reply; an error line of the daemon is raised."""
-        connection = self._send(method, path, body, timeout_s=None)
+        request = f"{method} {path}"
+        for line in _lines(self._pieces(method, path, body)):
+            if line.startswith(b'{"error":'):
+                raise error_from_problem(decode_answer(line, _Failure, request).error)
+            yield decode_answer(line, model_of(line), request)
+
+    def _pieces(self, method: str, path: str, body: object = None) -> Iterator[bytes]:
+        """A streamed reply as it comes, to its end: one that breaks off is an error."""
+        connection, response = self._open(method, path, body, timeout_s=None)
         with contextlib.closing(connection):
-            with _answering(method, path):
-                response = connection.getresponse()
-            if response.status >= http.client.BAD_REQUEST:
-                raise error_from_response(response.status, response.read())
-            for line in response:
-                if line.startswith(b'{"error":'):
-                    raise error_from_problem(msgspec.json.decode(line)["error"])
-                yield line
+            while True:
+                with answering(f"{method} {path}"):
+                    piece = response.read1(65536)  # readline() passes over a broken end
+                    if not piece and response.length:
+                        raise http.client.IncompleteRead(piece, response.length)
+                if not piece:
+                    return
+                yield piece
 
     def ping(self) -> None:
         """Raises DaemonUnavailable unless a daemon answers."""
@@ -134,7 +152,7 @@ class SandboxClient:
 
     def create(self, request: KernelCreate) -> Kernel:
         """Start a kernel."""
-        return msgspec.json.decode(self._call("POST", "/v1/kernels", request), type=Kernel)
+        return self._post("/v1/kernels", Kernel, request)
 
     def kernels(self) -> Iterator[Kernel]:
         """Every kernel that the caller may see."""
@@ -161,7 +179,7 @@ class SandboxClient:
     def restart(self, name: str, request: KernelRestart) -> Kernel:
         """End what runs and start again on the same sockets."""
         path = f"/v1/kernels/{quote(name, safe='')}/restart"
-        return msgspec.json.decode(self._call("POST", path, request), type=Kernel)
+        return self._post(path, Kernel, request)
 
     def signal(self, name: str, signum: int) -> None:
         """Signal the kernel's process group."""
@@ -198,13 +216,7 @@ class SandboxClient:
         """Output of the kernel's processes in pieces."""
         query = urlencode({"follow": int(follow)} | ({} if tail is None else {"tail": tail}))
         path = f"/v1/kernels/{quote(name, safe='')}/logs?{query}"
-        connection = self._send("GET", path, timeout_s=None)
-        with contextlib.closing(connection):
-            response = connection.getresponse()
-            if response.status >= http.client.BAD_REQUEST:
-                raise error_from_response(response.status, response.read())
-            while chunk := response.read1(65536):
-                yield chunk
+        return self._pieces("GET", path)
 
     def stats(self, name: str) -> Stats:
         """What the sandbox uses now."""
@@ -213,8 +225,7 @@ class SandboxClient:
     def stream_stats(self, name: str) -> Iterator[Stats]:
         """What the sandbox uses, every second until it ends."""
         path = f"/v1/kernels/{quote(name, safe='')}/stats?stream=1"
-        for line in self._stream("GET", path):
-            yield msgspec.json.decode(line, type=Stats)
+        return self._stream("GET", path, lambda _: Stats)
 
     def exec(
         self,
@@ -228,17 +239,12 @@ class SandboxClient:
         """Run a program inside; its output as it comes, then its exit code."""
         request = ExecRequest(argv=argv, env=env or {}, cwd=cwd, stdin=stdin)
         path = f"/v1/kernels/{quote(name, safe='')}/exec"
-        for line in self._stream("POST", path, request):
-            if line.startswith(b'{"exit_code"'):
-                yield msgspec.json.decode(line, type=ExecExit)
-            else:
-                yield msgspec.json.decode(line, type=ExecOutput)
+        return self._stream("POST", path, _kind_of_exec, request)
 
     def events(self, *, follow: bool = False, since: str | None = None) -> Iterator[Event]:
         """What happened, and with `follow` what happens."""
         query = urlencode({"follow": int(follow)} | ({"since": since} if since else {}))
-        for line in self._stream("GET", f"/v1/events?{query}"):
-            yield msgspec.json.decode(line, type=Event)
+        return self._stream("GET", f"/v1/events?{query}", lambda _: Event)
 
     def images(self) -> list[Image]:
         """The images of the store."""
@@ -257,11 +263,7 @@ class SandboxClient:
     ) -> Iterator[Progress | Image]:
         """Make an image ready; progress, then the image."""
         request = ImagePrepare(ref=ref, refresh=refresh)
-        for line in self._stream("POST", "/v1/images/prepare", request):
-            if line.startswith(b'{"phase"'):
-                yield msgspec.json.decode(line, type=Progress)
-            else:
-                yield msgspec.json.decode(line, type=Image)
+        return self._stream("POST", "/v1/images/prepare", _kind_of_progress, request)
 
     def layers(self, user: str = "me") -> list[UserLayer]:
         """User layers of `me`, a uid, or `all`."""
@@ -286,13 +288,28 @@ class SandboxClient:
 
     def check(self, *, repair: bool = False) -> CheckReport:
         """Leftovers and damage on the host, mended with `repair`. Takes seconds."""
-        data = self._call("POST", f"/v1/system/check?repair={int(repair)}")
-        return msgspec.json.decode(data, type=CheckReport)
+        return self._post(f"/v1/system/check?repair={int(repair)}", CheckReport)
 
     def prune(self, *, dry_run: bool = False) -> PruneReport:
         """Remove what nothing uses; administrators only."""
-        data = self._call("POST", f"/v1/system/prune?dry_run={int(dry_run)}")
-        return msgspec.json.decode(data, type=PruneReport)
+        return self._post(f"/v1/system/prune?dry_run={int(dry_run)}", PruneReport)
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _kind_of_exec(line: bytes) -> type[ExecOutput | ExecExit]:
+    return ExecExit if line.startswith(b'{"exit_code"') else ExecOutput
+
+
+def _kind_of_progress(line: bytes) -> type[Progress | Image]:
+    return Progress if line.startswith(b'{"phase"') else Image
 
 
 class AsyncSandboxClient:

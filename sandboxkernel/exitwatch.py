@@ -8,11 +8,9 @@ import select
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from sandboxkernel.errors import DaemonUnavailable
 from sandboxkernel.models import ExitInfo, Kernel
-from sandboxkernel.unixhttp import error_from_response
+from sandboxkernel.unixhttp import decode_answer, error_from_response
 
 __all__ = ["ExitWatch"]
 
@@ -125,7 +123,7 @@ class ExitWatch:
         self.close()
         if response.status != http.client.OK:
             raise error_from_response(response.status, data)
-        return msgspec.json.decode(data, type=ExitInfo)
+        return decode_answer(data, ExitInfo, "GET /v1/kernels/{id}/wait")
 
 
 def _pidfd_of(kernel: Kernel) -> int:

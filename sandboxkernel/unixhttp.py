@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sandboxkernel.errors import DaemonUnavailable, SandboxError, error_from_problem
 
-__all__ = ["UnixConnection", "error_from_response", "unavailable"]
+__all__ = ["UnixConnection", "answering", "decode_answer", "error_from_response", "unavailable"]
 
 CONNECT_TIMEOUT_S = 10.0
+T = TypeVar("T")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -48,6 +51,30 @@ def unavailable(path: Path, exc: OSError) -> DaemonUnavailable:
         f"no sandboxkernel daemon answers on {path}",
         hint="Start one as root with `sandboxkerneld` (or its service), or set SANDBOXKERNEL_HOST.",
     )
+
+
+@contextlib.contextmanager
+def answering(request: str) -> Iterator[None]:
+    """Raises DaemonUnavailable where the answer to `request` (method and path) does not come."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as exc:
+        raise DaemonUnavailable(
+            f"the daemon's answer to {request} did not come, or broke off: "
+            f"{exc or type(exc).__name__}",
+            hint="It may have been restarted; look at its log.",
+        ) from exc
+
+
+def decode_answer(data: bytes, model: type[T], request: str) -> T:
+    """What the daemon answered to `request`, or a line of it. Raises DaemonUnavailable."""
+    try:
+        return msgspec.json.decode(data, type=model)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise DaemonUnavailable(
+            f"the daemon's answer to {request} is none that this client knows: {exc}",
+            hint="Client and daemon should be of the same version.",
+        ) from exc
 
 
 def error_from_response(status: int, data: bytes) -> SandboxError:

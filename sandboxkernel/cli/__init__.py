@@ -111,22 +111,4 @@ def main(arguments: list[str] | None = None) -> int:
     except SandboxError as exc:
         output.error(exc)
         return EXIT_NO_DAEMON if isinstance(exc, DaemonUnavailable) else EXIT_FAILED
-    except Exception as exc:
-        lost = _lost_connection(exc)
-        if lost is None:
-            raise
-        output.error(lost)
-        return EXIT_NO_DAEMON
     return result if isinstance(result, int) else 0
-
-
-def _lost_connection(exc: Exception) -> DaemonUnavailable | None:
-    """A daemon that went away in the middle of a streamed answer."""
-    from http.client import HTTPException
-
-    if not isinstance(exc, ConnectionError | TimeoutError | HTTPException):
-        return None
-    return DaemonUnavailable(
-        f"the connection to the daemon broke: {exc or type(exc).__name__}",
-        hint="It may have been restarted; look at its log.",
-    )

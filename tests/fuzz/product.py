@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sandboxkernel.images.store import ImageStore
 from sandboxkernel.kernel_command import parse_command
 from sandboxkernel.limits import clamp, parse_grants, parse_profiles
 from sandboxkernel.limits.profiles import parse_limits
+from sandboxkernel.models import KernelCreate
 from sandboxkernel.units import parse_cpus, parse_size
 from sandboxkernel.unixhttp import error_from_response
 from tests.fuzz.runtime import as_json, read_json
@@ -138,8 +140,29 @@ def problem(data: bytes) -> None:
     assert isinstance(error_from_response(400, data), SandboxError)
 
 
+CALLS: tuple[Callable[[SandboxClient], object], ...] = (
+    lambda client: client.version(),
+    lambda client: client.create(KernelCreate(kernel_id="k")),
+    lambda client: list(client.exec("k", ["true"])),
+    lambda client: list(client.prepare_image()),
+    lambda client: list(client.events()),
+    lambda client: list(client.stream_stats("k")),
+    lambda client: list(client.logs("k")),
+    lambda client: client.check(),
+)
+
+
 def answer(data: bytes) -> None:
-    """A daemon that answers anything at all: a value, or an error of the product's."""
+    """A daemon that answers anything at all: a value, or an error of the product's.
+
+    The last byte is also what was asked: it has no part in most answers.
+    """
+    _ask(CALLS[0], data)
+    if number := (data[-1] if data else 0) % len(CALLS):
+        _ask(CALLS[number], data)
+
+
+def _ask(call: Callable[[SandboxClient], object], data: bytes) -> None:
     path = AREA / f"answer-{os.getpid()}.sock"
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -148,7 +171,7 @@ def answer(data: bytes) -> None:
         sending = threading.Thread(target=_answer_once, args=(listener, data))
         sending.start()
         try:
-            SandboxClient(path, timeout_s=5).version()
+            call(SandboxClient(path, timeout_s=5))
         except SandboxError:
             pass
         finally:
@@ -189,7 +212,11 @@ TARGETS = {
              b'[{"user": "ada", "max_kernels": 3, "ceiling": {"memory": "3G"}}]'],
     problem: [as_json({"code": "kernel_not_found", "detail": "x", "hint": "y", "status": 404})],
     answer: [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"],
+             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+             *(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n%c"
+               % (len(line), line, number) for line, number in (
+                   (b'{"exit_code":0}\n', 2), (b'{"stream":"stdout","data":"x"}\n', 2),
+                   (b'{"phase":"x"}\n', 3), (b'{"error": {"code": "conflict"}}\n', 4)))],
     command: [f"python3\0-Xfrozen_modules=off\0-m\0ipykernel_launcher\0-f\0{FILE}".encode(),
               f"sandboxkernel\0launch\0--profile=x\0-f\0{FILE}".encode()],
 }  # fmt: skip

@@ -286,17 +286,6 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command_line.main(["ps"]) == 130
 
 
-@pytest.mark.parametrize(
-    "exc", [ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError("slow")], ids=str
-)
-def test_a_connection_that_breaks_is_a_missing_daemon(
-    exc: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    raising(monkeypatch, exc)
-    assert command_line.main(["ps"]) == 125
-    assert "code: daemon_unavailable" in capsys.readouterr().err
-
-
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
