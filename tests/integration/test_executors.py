@@ -194,11 +194,10 @@ def test_the_runtime_knows_its_containers_until_they_are_deleted(honest: Harness
 # The launcher's child is held up before it can ask to be told of its parent's death.
 LATE = """
 import os, time
-wanted = syscalls.prctl
+wanted, launcher_pid = syscalls.prctl, os.getpid()
 def prctl(option, *arguments):
     if option == 1:
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == launcher_pid:
             time.sleep(0.01)
     return wanted(option, *arguments)
 syscalls.prctl = prctl
