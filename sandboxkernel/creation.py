@@ -6,7 +6,7 @@ import logging
 import threading
 
 from sandboxkernel.client import SandboxClient
-from sandboxkernel.errors import DaemonUnavailable, KernelNotFound
+from sandboxkernel.errors import DaemonUnavailable, KernelNotFound, RemovalPending
 from sandboxkernel.models import Kernel, KernelCreate
 
 __all__ = ["Creation"]
@@ -45,5 +45,5 @@ class Creation:
     def _remove(self, client: SandboxClient, kernel: Kernel) -> None:
         try:
             client.remove(kernel.id)
-        except (KernelNotFound, DaemonUnavailable) as exc:
+        except (KernelNotFound, DaemonUnavailable, RemovalPending) as exc:
             self._log.debug("kernel %s not removed: %s", kernel.kernel_id, exc)

@@ -16,6 +16,7 @@ SandboxError                 internal_error        500
 ├── ImageError               image_error           422
 ├── ResourcesExhausted       resources_exhausted   503
 ├── KernelStartFailed        kernel_start_failed   500  (.step, .errno)
+├── RemovalPending           removal_pending       503
 ├── LauncherLost             launcher_lost         503
 ├── HostUnsupported          host_unsupported      501  (.feature)
 └── DaemonUnavailable        daemon_unavailable    503  (raised by the client only)
@@ -44,6 +45,7 @@ __all__ = [
     "NotPermitted",
     "PayloadTooLarge",
     "ProfileNotFound",
+    "RemovalPending",
     "RequestError",
     "ResourcesExhausted",
     "SandboxError",
@@ -190,6 +192,12 @@ class KernelStartFailed(SandboxError):
     facts = ("step", "errno")
     step: str | None
     errno: int | None
+
+
+class RemovalPending(SandboxError):
+    """What runs has ended, but something of it cannot be given back yet; the daemon tries again."""
+
+    code, status, title = "removal_pending", 503, "Removal is pending"
 
 
 class LauncherLost(SandboxError):

@@ -225,10 +225,20 @@ class InForce(_Response, kw_only=True, frozen=True):
     mounts: list[MountInForce]
 
 
+class Removal(_Response, kw_only=True, frozen=True):
+    """A removal that has failed, and is tried again at `next_at` and until it succeeds."""
+
+    reason: str
+    attempts: int
+    since: datetime
+    next_at: datetime
+
+
 class Kernel(_Response, kw_only=True, frozen=True):
     """One kernel and its sandbox. `id` is the sandbox's own 12 hex digits.
 
     `attached`: somebody waits for its end, as the Jupyter server does that it belongs to.
+    `removal`: something of it could not be given back yet.
     """
 
     kernel_id: str
@@ -254,6 +264,7 @@ class Kernel(_Response, kw_only=True, frozen=True):
     network: str = "none"
     connection: ConnectionInfo | None = None
     exit: ExitInfo | None = None
+    removal: Removal | None = None
     in_force: InForce | None = None
     confinement: Confinement | None = None
     timings_ms: dict[str, float] = {}
@@ -416,7 +427,7 @@ class PruneReport(_Response, kw_only=True, frozen=True):
 class CheckFinding(_Response, kw_only=True, frozen=True):
     """Something that should not be, or not be so. `repaired` tells whether it is gone now."""
 
-    kind: Literal["cgroup", "sockets", "scratch", "journal", "image"]
+    kind: Literal["cgroup", "sockets", "scratch", "journal", "image", "removal"]
     object: str
     problem: str
     repaired: bool = False

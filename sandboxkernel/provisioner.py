@@ -34,6 +34,7 @@ from sandboxkernel.errors import (
     KernelNotFound,
     KernelNotRunning,
     LimitError,
+    RemovalPending,
     SandboxError,
 )
 from sandboxkernel.launch_daemon import ensure_daemon
@@ -318,6 +319,8 @@ class SandboxProvisioner(KernelProvisionerBase):
             await self._call_again("remove", kernel_id)
         except (KernelNotFound, DaemonUnavailable) as exc:
             self.log.debug("kernel %s not removed: %s", self.kernel_id, exc)
+        except RemovalPending as exc:  # it has ended, and the rest is the daemon's
+            self.log.warning("%s", exc)
 
     def resolve_path(self, path_str: str) -> str | None:
         """Paths are the same inside and outside; what is not mounted does not exist here."""

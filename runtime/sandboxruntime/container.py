@@ -41,6 +41,7 @@ from sandboxruntime.zygote import Spare, Zygote, end
 __all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit", "remove_cgroup"]
 
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
+DELETE_S, AGAIN_S = 10.0, 0.2  # for processes to end; everybody else waits meanwhile
 FORK_DEADLINE_S = 4.0  # a child of a zygote's that takes longer: a cold start is sooner there
 
 
@@ -79,6 +80,7 @@ class Container:
     timings: dict[str, float] = field(default_factory=dict)
     exited: bool = False  # its program; pid 1 is there until the container is deleted
     out_of_memory: bool = False
+    delete_failed: bool = False
 
 
 @dataclass(slots=True)
@@ -377,15 +379,20 @@ def read_exit(exit_fd: int) -> int | None:
 
 
 def delete(host: Host, container: Container) -> None:
-    """Kill what is left and give everything back. One that has failed can be repeated."""
-    container.cgroup.kill()
+    """Kill what is left and give everything back. One that has failed can be repeated.
+
+    The first time waits for what is about to end; who asks again asks rather later than longer.
+    """
+    wait_s = AGAIN_S if container.delete_failed else DELETE_S
+    container.delete_failed = True
+    container.cgroup.kill(wait_s)
     if container.pidfd >= 0:
         end(container.pidfd)
         os.close(container.exit_fd)
         container.pidfd = container.exit_fd = -1
     if container.spec.executor is not None:
         oci.forget(host.oci_state, container.spec.container_id, container.cgroup)
-    container.cgroup.remove()
+    container.cgroup.remove(wait_s)
     host.mounts.release_rootfs(container.spec)
 
 

@@ -31,6 +31,7 @@ from sandboxkernel.errors import (
     DaemonUnavailable,
     KernelNotFound,
     KernelNotRunning,
+    RemovalPending,
     SandboxError,
 )
 from sandboxkernel.models import ExitInfo, Kernel, KernelCreate
@@ -159,7 +160,7 @@ async def _live(
     finally:
         if kernel is not None:
             # This also refuses the clients that the kernel has not accepted any more.
-            with contextlib.suppress(KernelNotFound, DaemonUnavailable):
+            with contextlib.suppress(KernelNotFound, DaemonUnavailable, RemovalPending):
                 await _again(start, client.remove, kernel.id)
             await bridge.drain(LAST_WORDS_S)
         await bridge.close()

@@ -32,6 +32,7 @@ from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import LeaseJournal
 from sandboxkernel.daemon.policy import Policy
 from sandboxkernel.daemon.recovery import forget_former_boots, recover
+from sandboxkernel.daemon.removals import Removals
 from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.routes import handlers
 from sandboxkernel.daemon.runtime import Runtime
@@ -239,6 +240,8 @@ class SandboxKernelDaemon(Application):
         await launcher.start(self._staging)
         stack.push_async_callback(launcher.stop)
         layers = UserLayers(paths.users_dir)
+        removals = Removals()
+        stack.push_async_callback(removals.close)
         runtime = Runtime(
             launcher=launcher,
             layout=layout,
@@ -256,6 +259,7 @@ class SandboxKernelDaemon(Application):
             guest_source=_guest_source("zygote.py"),
             maximum=self.max_zygotes,
             reserve=Reserve(self.memory_reserve),
+            removals=removals,
         )
         kernels = Kernels(
             policy=policy,
@@ -269,6 +273,7 @@ class SandboxKernelDaemon(Application):
             ),
             journal=journal,
             events=events,
+            removals=removals,
         )
         self._kernels, self._launcher = kernels, launcher
         keeper = asyncio.create_task(self._keep_launcher())
@@ -327,6 +332,7 @@ class SandboxKernelDaemon(Application):
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), IDLE_CHECK_S)
+            kernels.removals.run_due()
             if self.orphan_timeout_s:
                 await kernels.end_orphans(self.orphan_timeout_s)
             if any(True for _ in kernels.all()):

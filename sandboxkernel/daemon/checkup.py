@@ -59,7 +59,29 @@ class Checkup:
             if found and repair:
                 found = await self._rebuild(image.ref, found)
             findings += found
+        findings += await self._pending(repair=repair)
         return CheckReport(findings=findings, checked={**checked, "images": len(images)})
+
+    async def _pending(self, *, repair: bool) -> list[CheckFinding]:
+        """Removals that have failed: they are tried again anyway, and at once to repair."""
+        removals = self._kernels.removals
+        known = removals.all()
+        if repair:
+            await removals.run_all()
+        now = removals.all()
+        return [
+            CheckFinding(
+                kind="removal",
+                object=name,
+                problem=f"cannot be given back: {state.reason}",
+                hint=f"tried {state.attempts} times since {state.since:%Y-%m-%d %H:%M:%S %Z}, "
+                f"next at {state.next_at:%H:%M:%S}"
+                if name in now
+                else "",
+                repaired=name not in now,
+            )
+            for name, state in {**known, **now}.items()
+        ]
 
     def _leftovers(self) -> tuple[list[CheckFinding], dict[str, int]]:
         cgroups = list(stray_cgroups(self._kernels.runtime.layout, self._parent))

@@ -36,7 +36,7 @@ async def execute(
     Closing the generator early kills the program.
     """
     async with contextlib.AsyncExitStack() as stack:
-        exited = kernels.new_exec_future()
+        exited = kernels.execs.new_future()
         stack.callback(exited.cancel)
         with contextlib.ExitStack() as writers:
             streams = [await _Stream.open(name, stack, writers) for name in ("stdout", "stderr")]
@@ -77,7 +77,7 @@ async def _start(
         stack.callback(os.close, null_fd)
         handover = HandOver()
         stack.callback(handover.close)
-        await kernels.start_exec(sandbox, [handover.theirs.fileno(), null_fd], exited)
+        await kernels.execs.start(sandbox.id, [handover.theirs.fileno(), null_fd], exited)
         handover.theirs.close()
         try:
             peer, _, _ = await handover.run(

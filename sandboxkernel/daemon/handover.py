@@ -11,10 +11,13 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from sandboxkernel.daemon.lease import Started
 from sandboxkernel.errors import KernelStartFailed
 from sandboxruntime import syscalls
+from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.channel import close_fds
 from sandboxruntime.handover import (
     HELLO,
@@ -24,9 +27,10 @@ from sandboxruntime.handover import (
     encode_payload,
     read_result,
 )
+from sandboxruntime.spec import Spec
 from sandboxruntime.verify import Facts, read_facts, start_ticks
 
-__all__ = ["HandOver", "Peer"]
+__all__ = ["HandOver", "Peer", "Process"]
 
 SO_PASSPIDFD = 76  # asm-generic/socket.h
 SCM_PIDFD = 4
@@ -78,6 +82,23 @@ class Peer:
     def close(self) -> None:
         """Close the pidfd."""
         os.close(self.pidfd)
+
+
+@dataclass(slots=True)
+class Process:
+    """A running start of a sandbox. `filters` is how many seccomp filters its program has."""
+
+    peer: Peer
+    cgroup: Cgroup
+    facts: Facts
+    filters: int
+    ticks: int
+
+    def started(self, spec: Spec, init_pid: int) -> Started:
+        """What a daemon that comes after this one finds it again by."""
+        return Started(
+            spec=spec, init_pid=init_pid, pid=self.peer.pid, ticks=self.ticks, filters=self.filters
+        )
 
 
 class HandOver:

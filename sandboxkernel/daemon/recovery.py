@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import logging
 import os
 import time
@@ -17,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Record, boot_id
+from sandboxkernel.daemon.removals import FAILURES
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.service import Kernels
 from sandboxkernel.daemon.spares import Spare
 from sandboxkernel.daemon.zygotes import Claim
 from sandboxkernel.errors import LauncherLost, SandboxError
-from sandboxkernel.images.removal import discard_tree
-from sandboxruntime.errors import ContainerError
+from sandboxkernel.images.removal import discard_tree, remove_tree
 
 __all__ = ["Fate", "Recovered", "fate_of", "forget_former_boots", "recover"]
 
@@ -104,11 +105,16 @@ async def recover(journal: LeaseJournal, kernels: Kernels, runtime: Runtime) -> 
     kept = await _keep_needed(kernels, records, adopted, fates)
     runtime.launcher.open()
     for sandbox in ended:
-        await _bury(sandbox, runtime)
+        await _bury(sandbox, kernels)
     known = {*found.adopted, *found.ended, *kept}
     gone = [record.lease for record in records if record.lease.id not in known]
     found.released = [lease.id for lease in gone if lease.kind == "kernel"]
-    await _release(gone, journal, runtime)
+    for lease in gone:
+        try:
+            await _give_back(lease, journal, runtime)
+        except FAILURES as exc:
+            again = functools.partial(_give_back, lease, journal, runtime)
+            kernels.removals.failed(lease.id, exc, again)
     found.took_s = time.monotonic() - began
     return found
 
@@ -152,26 +158,20 @@ async def _keep_needed(
     return kept
 
 
-async def _bury(sandbox: Sandbox, runtime: Runtime) -> None:
+async def _bury(sandbox: Sandbox, kernels: Kernels) -> None:
     """Tell the end of a start that ended unseen, and see that nothing of it is left."""
     if sandbox.state != "exited":
         await sandbox.bury()
-    await runtime.launcher.request_again(
-        "delete", container_id=sandbox.id, cgroups_path=sandbox.lease.cgroup
-    )
+    sandbox.left_cgroup = sandbox.lease.cgroup
+    try:
+        await sandbox.delete_container()
+    except FAILURES as exc:
+        kernels.on_left(sandbox, exc)
 
 
-async def _release(gone: Iterable[Lease], journal: LeaseJournal, runtime: Runtime) -> None:
-    for lease in gone:
-        try:
-            await runtime.launcher.request_again(
-                "delete", container_id=lease.id, cgroups_path=lease.cgroup
-            )
-            for directory in (lease.sockets, lease.scratch):
-                if directory:
-                    await asyncio.to_thread(discard_tree, Path(directory))
-        except (SandboxError, ContainerError, OSError):
-            # Its record stays, and the next daemon tries again.
-            log.exception("cannot give back what lease %s names", lease.id)
-            continue
-        journal.forget(lease.id)
+async def _give_back(lease: Lease, journal: LeaseJournal, runtime: Runtime) -> None:
+    await runtime.launcher.request_again("delete", container_id=lease.id, cgroups_path=lease.cgroup)
+    for directory in (lease.sockets, lease.scratch):
+        if directory:
+            await asyncio.to_thread(remove_tree, Path(directory))
+    journal.forget(lease.id)

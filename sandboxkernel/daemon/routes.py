@@ -101,7 +101,9 @@ class KernelsHandler(Handler):
         following = page[-1].id if more and page else None
         if following:
             self.set_header("Link", f'</v1/kernels?limit={limit}&after={following}>; rel="next"')
-        self.reply(KernelList(kernels=[kernel_model(s) for s in page], next=following))
+        removal = self.kernels.removals.get
+        found = [kernel_model(sandbox, removal=removal(sandbox.id)) for sandbox in page]
+        self.reply(KernelList(kernels=found, next=following))
 
     async def post(self) -> None:
         """Start one."""
@@ -125,7 +127,9 @@ class KernelHandler(Handler):
 
     async def get(self, name: str) -> None:
         """Everything known, with what outside verification read."""
-        self.reply(kernel_model(self.sandbox(name), detail=True))
+        sandbox = self.sandbox(name)
+        removal = self.kernels.removals.get(sandbox.id)
+        self.reply(kernel_model(sandbox, removal=removal, detail=True))
 
     async def delete(self, name: str) -> None:
         """Kill and release."""

@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sandboxkernel.daemon.endings import describe_exit
-from sandboxkernel.daemon.handover import HandOver, Peer
+from sandboxkernel.daemon.handover import HandOver, Peer, Process
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal, Started
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import Ground, plan_payload, plan_spec
 from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.removals import FAILURES
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
 from sandboxkernel.daemon.zygotes import Claim, Key, Zygotes
 from sandboxkernel.errors import KernelNotRunning, LauncherLost, SandboxError
-from sandboxkernel.images.removal import discard_tree
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.limits import NATIVE
 from sandboxkernel.models import ExitInfo, KernelCreate, Limits
 from sandboxruntime.cgroup import Cgroup
@@ -50,21 +51,11 @@ State = Literal["starting", "running", "paused", "exited"]
 StartPath = Literal["cold", "warm", "spare"]
 
 
-@dataclass(slots=True)
-class _Process:
-    """A running start of a sandbox. `filters` is how many seccomp filters its program has."""
-
-    peer: Peer
-    cgroup: Cgroup
-    facts: Facts
-    filters: int
-    ticks: int
-
-
 @dataclass(slots=True, eq=False)
 class Sandbox:
     """See the module's docstring. `on_state` is called after every change of state.
 
+    `on_left` is called when something of a start that has ended could not be given back.
     `spares`: it may be one, whose cgroup is not below its user's, so no ceiling is over it.
     `watchers` is how many requests wait for its end; nobody has since `unwatched_since`.
     """
@@ -80,6 +71,7 @@ class Sandbox:
     zygote_key: Key | None
     spares: bool
     on_state: Callable[[Sandbox], None]
+    on_left: Callable[[Sandbox, BaseException], object]
     state: State = "starting"
     generation: int = 0
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -94,12 +86,13 @@ class Sandbox:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     watchers: int = 0
     unwatched_since: float = field(default_factory=time.monotonic)
-    process: _Process | None = None
+    process: Process | None = None
     _exited: asyncio.Event = field(default_factory=asyncio.Event)
     _spec: Spec | None = None  # of the container that the launcher may hold
     _init_pid: int | None = None  # its pid 1, once it is there
     _claim: Claim | None = None
-    _released: bool = False
+    released: bool = False  # or about to be: nobody can use it any more
+    left_cgroup: str = ""  # of a former daemon's start, without a spec
 
     @property
     def id(self) -> str:
@@ -113,6 +106,7 @@ class Sandbox:
 
     async def start(self) -> None:
         """Start the program once more. On failure nothing but sockets and layer is left."""
+        await self.delete_container()  # where that of the start before could not be
         self.state, self.exit, self.asked_to_end = "starting", None, False
         self.generation += 1
         self._exited.clear()
@@ -128,7 +122,7 @@ class Sandbox:
                 self.state = "running"
             self._record(self.exit)
         except BaseException as exc:
-            await self._delete_container()
+            await self._delete_or_tell()
             self._finish(ExitInfo(reason="exited", code=1, message=str(exc), asked=True))
             raise
         self.on_state(self)
@@ -159,7 +153,7 @@ class Sandbox:
             if peer is None:
                 return  # its program has ended, and pid 1 is about to say how
             facts = read_facts(peer.pid)
-            self.process = _Process(peer, cgroup, facts, started.filters, started.ticks)
+            self.process = Process(peer, cgroup, facts, started.filters, started.ticks)
             verify_running(
                 facts, started.spec, cgroup, self.runtime.host_namespaces, filters=started.filters
             )
@@ -196,14 +190,11 @@ class Sandbox:
 
     def _record(self, exit_info: ExitInfo | None = None) -> None:
         """Write the journal: what a daemon that comes after this one must know."""
-        if self._released:
+        if self.released:
             return
         process, started = self.process, None
         if process is not None and self._spec is not None and self._init_pid is not None:
-            started = Started(
-                spec=self._spec, init_pid=self._init_pid, pid=process.peer.pid,
-                ticks=process.ticks, filters=process.filters,
-            )  # fmt: skip
+            started = process.started(self._spec, self._init_pid)
         claim = self._claim
         spare = claim.spare if claim is not None else None
         kernel = KernelRecord(
@@ -241,11 +232,11 @@ class Sandbox:
             except SandboxError as exc:
                 reason = f"the fork failed: {exc}"
                 self.zygotes.blame(claim.zygote_id, exc)
-                await self._delete_container()
+                await self.delete_container()
         try:
             await self._launch(None)
         except LauncherLost:  # the next one is being started
-            await self._delete_container()
+            await self.delete_container()
             await self._launch(None)
         self.cold_reason = reason if self.request.argv is None else ""
 
@@ -296,7 +287,7 @@ class Sandbox:
                 payload,
                 self.sockets.descriptors() if self.sockets else [],
             )
-            self.process = _Process(peer, cgroup, facts, filters, peer.ticks())
+            self.process = Process(peer, cgroup, facts, filters, peer.ticks())
             self.cold_reason = result.executed
             if result.executed:
                 self.start_path = "cold"
@@ -323,7 +314,7 @@ class Sandbox:
                 self._record(exit_info)  # first: with the container goes what tells how it ended
             except OSError:  # no room: what has ended must go all the same
                 log.exception("the end of sandbox %s is not recorded", self.id)
-        await self._delete_container()
+        await self._delete_or_tell()
         self.log.drain()
         if self.state != "exited":
             self._finish(exit_info)
@@ -409,26 +400,38 @@ class Sandbox:
     async def release(self) -> None:
         """Kill what runs and give everything back. Idempotent."""
         await self.kill()
-        self._released = True
-        await self._delete_container()
+        self.released = True
+        await self.delete_container()
         if self.sockets is not None:
             self.sockets.remove()
         self.log.detach()
         if self.lease.scratch:
             await self.runtime.launcher.request_again("forget", upper=self.ground.upper)
-            await asyncio.to_thread(discard_tree, Path(self.lease.scratch))
+            await asyncio.to_thread(remove_tree, Path(self.lease.scratch))
 
-    async def _delete_container(self) -> None:
-        spec, self._spec, self._init_pid = self._spec, None, None
-        if spec is not None:
+    async def _delete_or_tell(self) -> None:
+        """What has ended has ended, also where its container stays for now."""
+        try:
+            await self.delete_container()
+        except FAILURES as exc:
+            self.on_left(self, exc)
+
+    async def delete_container(self) -> None:
+        """Give back what the launcher holds of the last start. Idempotent."""
+        spec, self._init_pid = self._spec, None
+        path = spec.cgroups_path if spec is not None else self.left_cgroup
+        if path:
             await self.runtime.launcher.request_again(
-                "delete", container_id=self.id, cgroups_path=spec.cgroups_path
+                "delete", container_id=self.id, cgroups_path=path
             )
+            self.left_cgroup = ""
+            if self._spec is spec:  # and not, meanwhile, that of another start
+                self._spec = None
         if self._claim is not None:
             self.zygotes.give_back(self._claim)
             self._claim = None
 
-    def _require_process(self) -> _Process:
+    def _require_process(self) -> Process:
         if self.process is None:
             raise KernelNotRunning(
                 f"kernel {self.request.kernel_id} is {self.state}", hint="Restart it first."

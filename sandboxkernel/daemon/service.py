@@ -6,32 +6,35 @@ Every method takes the caller first. To a caller, what belongs to another uid do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
+from sandboxkernel.daemon.ceilings import Ceilings
 from sandboxkernel.daemon.environments import check_environment, own_folders, zygote_key
 from sandboxkernel.daemon.events import EventLog
+from sandboxkernel.daemon.execs import Execs
 from sandboxkernel.daemon.homes import hidden_entries
 from sandboxkernel.daemon.ids import IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal
 from sandboxkernel.daemon.logformat import about
-from sandboxkernel.daemon.plan import Ground, plan_cgroup_limits, work_folder_of
+from sandboxkernel.daemon.plan import Ground, work_folder_of
 from sandboxkernel.daemon.policy import Policy
-from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.removals import FAILURES, Removals
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.zygotes import Zygotes
 from sandboxkernel.errors import (
     Conflict,
     KernelNotFound,
-    LauncherLost,
+    RemovalPending,
     ResourcesExhausted,
 )
 from sandboxkernel.images.store import StoredImage
@@ -44,10 +47,8 @@ from sandboxkernel.limits import (
     clamp,
     most,
 )
-from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits
+from sandboxkernel.models import Event, KernelCreate, KernelRestart, Limits, Removal
 from sandboxkernel.paths import Paths
-from sandboxruntime.cgroup import block_device_of, create_parent
-from sandboxruntime.errors import HostError
 
 __all__ = ["Kernels"]
 
@@ -72,8 +73,10 @@ class Kernels:
         ids: IdRanges,
         journal: LeaseJournal,
         events: EventLog,
+        removals: Removals,
     ) -> None:
         self.policy = policy
+        self.removals = removals
         self.images = images
         self.layers = layers
         self.events = events
@@ -84,17 +87,8 @@ class Kernels:
         self._journal = journal
         self._sandboxes: dict[str, Sandbox] = {}
         self._starting: dict[int, set[str]] = {}  # kernel ids by uid, not yet in _sandboxes
-        self._execs: dict[int, asyncio.Future[int | None]] = {}
-        self._ceilings: dict[int, Limits] = {}
-
-    def _disk_for(self, limits: Limits) -> tuple[int, int] | None:
-        """The disk that I/O limits apply to. Raises HostUnsupported where there is none."""
-        if limits.io is None:
-            return None
-        try:
-            return block_device_of(str(self._paths.data_dir))
-        except HostError as exc:
-            raise convert(exc) from exc
+        self.execs = Execs(runtime.launcher)
+        self._ceilings = Ceilings(runtime.layout, policy.cgroup_parent, paths.data_dir)
 
     def all(self) -> Iterable[Sandbox]:
         """Every sandbox, for the daemon itself."""
@@ -148,7 +142,8 @@ class Kernels:
             return sandbox
         except BaseException:
             if sandbox is not None:
-                await asyncio.shield(self._release(sandbox))
+                with contextlib.suppress(RemovalPending):  # why it did not start is the news
+                    await asyncio.shield(self._release(sandbox))
             raise
         finally:
             self._unreserve(caller, request.kernel_id)
@@ -207,7 +202,7 @@ class Kernels:
                 dirs = await asyncio.to_thread(
                     self.layers.ensure, caller.uid, lineage_of(image), base
                 )
-            self._apply_ceiling(caller, grant)
+            self._ceilings.apply(caller, grant)
             ground = Ground(
                 container_id=sandbox_id,
                 subject=caller,
@@ -223,7 +218,7 @@ class Kernels:
                 image_labels=image.labels,
                 hidden=hidden,
                 environment_roots=own_folders(),
-                disk=self._disk_for(limits),
+                disk=self._ceilings.disk_for(limits),
                 cores=os.cpu_count() or 1,
                 package=self.runtime.package,
             )
@@ -255,6 +250,7 @@ class Kernels:
             zygote_key=zygote_key(request, image_digest, ground.profile, ground.subject),
             spares=spares,
             on_state=self._on_state,
+            on_left=self.on_left,
             **state,
         )
         self._sandboxes[lease.id] = sandbox
@@ -280,16 +276,6 @@ class Kernels:
         )
         sandbox.name_sockets()
         return sandbox
-
-    def _apply_ceiling(self, caller: Subject, grant: Grant) -> None:
-        if grant.ceiling == Limits() or self._ceilings.get(caller.uid) == grant.ceiling:
-            return
-        create_parent(
-            self.runtime.layout,
-            f"{self.policy.cgroup_parent}/{caller.uid}",
-            plan_cgroup_limits(grant.ceiling, self._disk_for(grant.ceiling)),
-        )
-        self._ceilings[caller.uid] = grant.ceiling
 
     @staticmethod
     def _log_state(sandbox: Sandbox) -> None:
@@ -325,7 +311,7 @@ class Kernels:
         ended = [
             s
             for s in self._sandboxes.values()
-            if s.state == "exited" and s.ground.subject.uid == uid
+            if s.state == "exited" and s.ground.subject.uid == uid and s.id not in self.removals
         ]
         for sandbox in ended[: max(0, len(ended) - EXITED_MAX)]:
             task = asyncio.create_task(self._release(sandbox))
@@ -335,6 +321,8 @@ class Kernels:
         """End what runs and start again on the same sockets and layer."""
         sandbox = self.find(caller, name)
         async with sandbox.lock:
+            if sandbox.released:
+                raise Conflict(f"kernel {sandbox.request.kernel_id} is being removed")
             changed = msgspec.structs.replace(
                 sandbox.request,
                 cwd=request.cwd or sandbox.request.cwd,
@@ -345,6 +333,7 @@ class Kernels:
             await sandbox.kill()
             sandbox.request = changed
             await sandbox.start()
+            self.removals.done(sandbox.id)  # what the former start had left
         return sandbox
 
     async def remove(self, caller: Subject, name: str) -> None:
@@ -353,48 +342,80 @@ class Kernels:
         await asyncio.shield(self._release(sandbox))
 
     async def _release(self, sandbox: Sandbox) -> None:
+        """Raises RemovalPending where that fails; it is tried again in the background."""
         async with sandbox.lock:
             if self._sandboxes.get(sandbox.id) is not sandbox:
                 return
-            await sandbox.release()
+            try:
+                await sandbox.release()
+            except FAILURES as exc:
+                state = self.on_left(sandbox, exc)
+                with contextlib.suppress(OSError):  # the next daemon is to go on with it, too
+                    self._journal.write(sandbox.lease)
+                raise RemovalPending(
+                    f"kernel {sandbox.request.kernel_id} cannot be given back yet: {state.reason}",
+                    hint="The daemon tries again by itself; `inspect` says how it goes.",
+                ) from exc
             del self._sandboxes[sandbox.id]
             self._journal.forget(sandbox.id)
+            self.removals.done(sandbox.id)
         self.events.publish(
             "kernel_removed",
             kernel_id=sandbox.request.kernel_id,
             owner_uid=sandbox.ground.subject.uid,
         )
 
+    def on_left(self, sandbox: Sandbox, exc: BaseException) -> Removal:
+        """Something of a sandbox that has ended stays for now: try again, and tell it."""
+        state = self.removals.failed(sandbox.id, exc, lambda: self._release_again(sandbox))
+        self.events.publish(
+            "kernel_removal_failed",
+            kernel_id=sandbox.request.kernel_id,
+            owner_uid=sandbox.ground.subject.uid,
+            **msgspec.to_builtins(state),
+        )
+        return state
+
+    async def _release_again(self, sandbox: Sandbox) -> None:
+        if sandbox.released:
+            await self._release(sandbox)
+            return
+        async with sandbox.lock:  # its user may look at it, and start it again
+            if sandbox.state == "exited":
+                await sandbox.delete_container()
+
     async def readopt(self) -> None:
         """The launcher was killed: have the next one look after everything that runs."""
-        lost = LauncherLost("the launcher was killed, and with it what is known of this program")
-        for exited in self._execs.values():
-            if not exited.done():
-                exited.set_exception(lost)
+        self.execs.lose()
         await self.zygotes.readopt()
         for sandbox in list(self._sandboxes.values()):
             await sandbox.readopt()
 
     async def end_orphans(self, lease_s: float) -> None:
         """Release kernels whose Jupyter server has not been heard of for so long."""
-        for sandbox in [s for s in self._sandboxes.values() if s.is_orphan(lease_s)]:
+        orphans = [s for s in self._sandboxes.values() if s.is_orphan(lease_s)]
+        for sandbox in [s for s in orphans if s.id not in self.removals]:
             log.warning(
                 "kernel %s is ended: its server has been gone for %g s",
                 sandbox.request.kernel_id, lease_s,
             )  # fmt: skip
-            await self._release(sandbox)
+            with contextlib.suppress(RemovalPending):
+                await self._release(sandbox)
 
     async def release_all(self) -> None:
-        """End every sandbox: the daemon stops."""
-        await asyncio.gather(*(self._release(s) for s in list(self._sandboxes.values())))
+        """End every sandbox: the daemon stops. What is left is in the journal, for the next one."""
+
+        async def release(sandbox: Sandbox) -> None:
+            with contextlib.suppress(RemovalPending):
+                await self._release(sandbox)
+
+        await asyncio.gather(*(release(s) for s in list(self._sandboxes.values())))
         await self.zygotes.close()
 
     def on_launcher_event(self, event: dict[str, object]) -> None:
         """Exits, as the launcher reports them."""
         if event.get("event") == "exec_exit":
-            exited = self._execs.get(cast(int, event["exec_id"]))
-            if exited is not None and not exited.done():
-                exited.set_result(cast("int | None", event["wait_status"]))
+            self.execs.on_exit(event)
             return
         sandbox = self._sandboxes.get(str(event.get("container_id")))
         if sandbox is None:
@@ -402,22 +423,6 @@ class Kernels:
             return
         task = asyncio.create_task(sandbox.on_exit_event(event))
         task.add_done_callback(_log_failure)
-
-    def new_exec_future(self) -> asyncio.Future[int | None]:
-        """A future for the wait status of an exec."""
-        return asyncio.get_running_loop().create_future()
-
-    async def start_exec(
-        self, sandbox: Sandbox, fds: list[int], exited: asyncio.Future[int | None]
-    ) -> None:
-        """Ask the launcher for one more process in a sandbox; `exited` will get its status.
-
-        Whoever no longer wants the status cancels `exited`.
-        """
-        reply, _ = await self.runtime.launcher.request("exec", fds, container_id=sandbox.id)
-        exec_id = int(reply["exec_id"])
-        self._execs[exec_id] = exited
-        exited.add_done_callback(lambda _: self._execs.pop(exec_id, None))
 
     def layer_in_use(self, upper: Path) -> int:
         """How many running sandboxes use a user layer."""

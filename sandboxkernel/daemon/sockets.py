@@ -8,11 +8,11 @@ connect before it is up and stay connected, in the backlog, across a restart.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from pathlib import Path
 
 from sandboxkernel.errors import RequestError
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.models import CONNECTION_PORTS
 
 __all__ = ["BACKLOG", "KernelSockets"]
@@ -66,9 +66,9 @@ class KernelSockets:
         self._sockets.clear()
 
     def remove(self) -> None:
-        """Close and unlink everything."""
+        """Close and unlink everything. Raises OSError, and can be repeated."""
         self.close_descriptors()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_tree(self._directory)
 
     @staticmethod
     def _ports() -> range:

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sandboxkernel.daemon.lease import Lease, LeaseJournal
+from sandboxkernel.daemon.removals import FAILURES, Removals
 from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.errors import SandboxError
@@ -48,6 +49,7 @@ class SparePool:
     cgroup_parent: str
     most: int
     reserve: Reserve
+    removals: Removals
     _waiting: deque[Spare] = field(default_factory=deque)
     _claims: deque[float] = field(default_factory=deque)
     _busy_until: float = 0.0
@@ -131,6 +133,12 @@ class SparePool:
             self._waiting.append(spare)
 
     async def _end(self, spare: Spare) -> None:
+        try:
+            await self._delete(spare)
+        except FAILURES as exc:
+            self.removals.failed(spare.id, exc, lambda: self._delete(spare))
+
+    async def _delete(self, spare: Spare) -> None:
         await self.runtime.launcher.request_again("unpark", spare=spare.id)
         await self.runtime.launcher.request_again(
             "delete", container_id=spare.id, cgroups_path=spare.cgroup

@@ -7,14 +7,23 @@ from datetime import UTC, datetime
 from sandboxkernel.daemon.in_force import read_in_force
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.errors import KernelNotRunning
-from sandboxkernel.models import Confinement, ConnectionInfo, Kernel, KernelConnection, Stats
+from sandboxkernel.models import (
+    Confinement,
+    ConnectionInfo,
+    Kernel,
+    KernelConnection,
+    Removal,
+    Stats,
+)
 from sandboxruntime import landlock
 from sandboxruntime.verify import Facts
 
 __all__ = ["kernel_connection", "kernel_model", "kernel_stats"]
 
 
-def kernel_model(sandbox: Sandbox, *, detail: bool = False) -> Kernel:
+def kernel_model(
+    sandbox: Sandbox, *, removal: Removal | None = None, detail: bool = False
+) -> Kernel:
     """What the API says of this sandbox. `detail` adds what outside verification read."""
     process = sandbox.process
     subject = sandbox.ground.subject
@@ -39,6 +48,7 @@ def kernel_model(sandbox: Sandbox, *, detail: bool = False) -> Kernel:
         connection=ConnectionInfo(ip=sandbox.sockets.prefix) if sandbox.sockets else None,
         exit=sandbox.exit,
         confinement=_confinement(process.facts) if detail and process else None,
+        removal=removal,
         in_force=read_in_force(sandbox) if detail else None,
         start_path=sandbox.start_path,
         cold_reason=sandbox.cold_reason,

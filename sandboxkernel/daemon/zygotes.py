@@ -23,12 +23,13 @@ from sandboxkernel.daemon.lease import Lease, LeaseJournal, Started
 from sandboxkernel.daemon.plan import (
     plan_cgroup_limits,
 )
+from sandboxkernel.daemon.removals import FAILURES, Removals
 from sandboxkernel.daemon.reserve import Reserve
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.spares import Spare, SparePool
 from sandboxkernel.daemon.zygote import Key, Zygote, ZygoteStart
 from sandboxkernel.errors import LauncherLost, SandboxError
-from sandboxkernel.images.removal import discard_tree
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.limits import Profile
@@ -79,8 +80,10 @@ class Zygotes:
         guest_source: str,
         maximum: int,
         reserve: Reserve,
+        removals: Removals,
     ) -> None:
         self._runtime = runtime
+        self._removals = removals
         self._paths = paths
         self._journal = journal
         self._cgroup_parent = cgroup_parent
@@ -234,6 +237,7 @@ class Zygotes:
             cgroup_parent=self._cgroup_parent,
             most=most,
             reserve=self._reserve,
+            removals=self._removals,
         )
 
     async def take_over(self, lease: Lease, started: Started, live: int) -> None:
@@ -343,13 +347,22 @@ class Zygotes:
             zygote.process.close()
             zygote.process = None
         zygote.log.detach()
+        await self._give_back(zygote)
+
+    async def _give_back(self, zygote: Zygote) -> None:
+        try:
+            await self._delete(zygote)
+        except FAILURES as exc:
+            self._removals.failed(zygote.lease.id, exc, lambda: self._delete(zygote))
+
+    async def _delete(self, zygote: Zygote) -> None:
         await self._runtime.launcher.request_again(
             "delete", container_id=zygote.lease.id, cgroups_path=zygote.lease.cgroup
         )
         if zygote.upper:  # the launcher keeps overlays for the next start of their layer
             await self._runtime.launcher.request_again("forget", upper=zygote.upper)
         if zygote.lease.scratch:
-            await asyncio.to_thread(discard_tree, Path(zygote.lease.scratch))
+            await asyncio.to_thread(remove_tree, Path(zygote.lease.scratch))
         self._journal.forget(zygote.lease.id)
 
     def _spawn(self, work: Any) -> None:

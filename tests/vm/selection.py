@@ -49,6 +49,10 @@ PARTS = {
         "test_an_end_that_nobody_saw_is_told",
         "test_running_out_of_memory_unseen_is_told",
     ),
+    "tests/integration/test_removals.py": (
+        "test_a_layer_that_is_held_is_removed_once_it_is_not",
+        "test_an_end_is_told_also_while_its_cgroup_is_held",
+    ),
     "tests/integration/test_cli.py": (
         "test_limits_of_run_are_in_force",
         "test_stats_show_all_that_run",
