@@ -191,7 +191,10 @@ class ExitInfo(_Response, kw_only=True, frozen=True):
 
 
 class Confinement(_Response, kw_only=True, frozen=True):
-    """What outside verification read back from Linux, not what was asked for."""
+    """What outside verification read back from Linux, not what was asked for.
+
+    `device_list` is where the device allow-list is: cgroup "v1", "bpf" (v2), "" for none.
+    """
 
     namespaces: dict[str, int]
     uid_map: str
@@ -202,6 +205,7 @@ class Confinement(_Response, kw_only=True, frozen=True):
     landlock_abi: int
     cgroups: dict[str, str]
     mounts: list[str]
+    device_list: str = ""
 
 
 class MountInForce(_Response, kw_only=True, frozen=True):

@@ -51,6 +51,8 @@ NATIVE_ONLY = {
     "test_surroundings.py": "the same",
     "test_neighbours.py": "has both executors itself",
     "test_hostile_roots.py": "the same",
+    "test_device_list.py": "the same",
+    "test_removals.py": "the same",
 }
 CONFIG = """
 c.SandboxKernelDaemon.profiles = {

@@ -215,8 +215,9 @@ def _cgroup_for(
         return source.cgroup
     # The pid 1 of a zygote outlives it: every kernel that it forked is in its PID namespace.
     cgroup = Cgroup.create(
-        host.layout, spec.cgroups_path, spec.limits, kill_as_unit=not spec.zygote
-    )
+        host.layout, spec.cgroups_path, spec.limits, kill_as_unit=not spec.zygote,
+        guard_devices=True,
+    )  # fmt: skip
     undo.callback(remove_cgroup, cgroup)
     return cgroup
 

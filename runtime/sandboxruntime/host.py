@@ -248,7 +248,6 @@ def _cgroup_probes() -> list[_Probe]:
         found.append(_controller(layout, name, v1_name, what))
     if layout.mode is not Mode.V2:
         found.append(_controller(layout, "cpuacct", "cpuacct", "CPU use is counted"))
-        found.append(_controller(layout, "devices", "devices", "device allow-list"))
     return [*found, *_cgroup_feature_probes(layout)]
 
 
@@ -266,6 +265,10 @@ def _controller(layout: Layout, name: str, v1_name: str, promise: str) -> _Probe
 
 def _cgroup_feature_probes(layout: Layout) -> list[_Probe]:
     return [
+        _Probe(
+            "cgroup_devices", lambda: cgroup_probes.devices(layout), "device allow-list",
+            "mount the v1 devices controller, or use a Linux with CONFIG_CGROUP_BPF",
+        ),
         _Probe(
             "cgroup_write", lambda: cgroup_probes.limits(layout),
             "limits are written and read back", _ROOT,

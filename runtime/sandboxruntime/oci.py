@@ -96,6 +96,7 @@ def run(mounts: MountFactory, state: str, context: Context, cgroup: Cgroup) -> t
     try:
         check_identity(pid, pidfd, spec, cgroup)
         cgroup.update(spec.limits)  # what another program has written to is read back
+        cgroup.guard_devices()  # runc puts its own program in the place of a single one
     except BaseException:
         os.close(pidfd)
         raise

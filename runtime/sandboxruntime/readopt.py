@@ -40,6 +40,7 @@ def adopt(host: Host, spec: Spec, pid: int) -> tuple[Container, int]:
     try:
         cgroup = Cgroup.attach(host.layout, spec.cgroups_path)
         check_identity(pid, pidfd, spec, cgroup)
+        cgroup.guard_devices()  # an earlier version of this program may have had none
         exit_fd, log_fd = _kept_ends(pid, spec)
         taken += [exit_fd, log_fd]
         if not spec.zygote:

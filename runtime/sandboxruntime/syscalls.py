@@ -27,6 +27,10 @@ __all__ = [
     "OpenTreeFlag",
     "Resolve",
     "UmountFlag",
+    "bpf_prog_attach",
+    "bpf_prog_load",
+    "bpf_prog_name",
+    "bpf_prog_query",
     "capset",
     "clone3",
     "close_range",
@@ -164,9 +168,9 @@ _COMMON_NUMBERS: Final = {
 }
 _NUMBERS: Final = {
     "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "keyctl": 250,
-               "setfsuid": 122, "setfsgid": 123},
+               "setfsuid": 122, "setfsgid": 123, "bpf": 321},
     "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "keyctl": 219,
-                "setfsuid": 151, "setfsgid": 152},
+                "setfsuid": 151, "setfsgid": 152, "bpf": 280},
 }  # fmt: skip
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -233,6 +237,7 @@ _pivot_root = _declare_syscall("pivot_root", _str, _str)
 _capset = _declare_syscall("capset", _pointer, _pointer)
 _seccomp = _declare_syscall("seccomp", _uint, _uint, _pointer)
 _keyctl = _declare_syscall("keyctl", _int, _ulong, _ulong, _ulong, _ulong)
+_bpf = _declare_syscall("bpf", _int, _pointer, _uint)
 _setfsuid = _declare_syscall("setfsuid", _uint)
 _setfsgid = _declare_syscall("setfsgid", _uint)
 _open_tree = _declare_syscall("open_tree", _int, _str, _uint)
@@ -308,6 +313,44 @@ def seccomp_set_mode_filter(program: bytes, flags: int = 0) -> int:
 def keyctl_join_session_keyring() -> int:
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING with no name: a new anonymous session keyring."""
     return _keyctl(1, 0, 0, 0, 0)
+
+
+def bpf_prog_load(prog_type: int, attach_type: int, program: bytes, name: str) -> int:
+    """bpf(2), BPF_PROG_LOAD. The descriptor is close-on-exec."""
+    code, license_ = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack(
+        "=IIQQIIQII16sII", prog_type, len(program) // 8, ctypes.addressof(code),
+        ctypes.addressof(license_), 0, 0, 0, 0, 0, name.encode(), 0, attach_type,
+    )  # fmt: skip
+    return _bpf(5, attr, len(attr))
+
+
+def bpf_prog_attach(cgroup_fd: int, prog_fd: int, attach_type: int, flags: int = 0) -> None:
+    """bpf(2), BPF_PROG_ATTACH."""
+    attr = struct.pack("=4I", cgroup_fd, prog_fd, attach_type, flags)
+    _bpf(8, attr, len(attr))
+
+
+def bpf_prog_query(cgroup_fd: int, attach_type: int) -> list[int]:
+    """bpf(2), BPF_PROG_QUERY: ids of the programs of the cgroup itself, not of those above."""
+    ids = (ctypes.c_uint32 * 64)()  # as many as Linux allows (BPF_CGROUP_MAX_PROGS)
+    attr = ctypes.create_string_buffer(
+        struct.pack("=4IQ2I", cgroup_fd, attach_type, 0, 0, ctypes.addressof(ids), len(ids), 0)
+    )
+    _bpf(16, attr, len(attr) - 1)
+    return list(ids[: struct.unpack_from("=I", attr, 24)[0]])
+
+
+def bpf_prog_name(prog_id: int) -> str:
+    """The name of a loaded program: bpf(2), BPF_PROG_GET_FD_BY_ID and BPF_OBJ_GET_INFO_BY_FD."""
+    fd = _bpf(13, struct.pack("=3I", prog_id, 0, 0), 12)
+    try:
+        info = ctypes.create_string_buffer(80)  # struct bpf_prog_info, as far as its name
+        attr = struct.pack("=2IQ", fd, len(info), ctypes.addressof(info))
+        _bpf(15, attr, len(attr))
+    finally:
+        os.close(fd)
+    return info.raw[64:].split(b"\0")[0].decode()
 
 
 def setfsuid(fsuid: int) -> int:

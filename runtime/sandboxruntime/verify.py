@@ -107,6 +107,8 @@ def verify(
     mismatches = cgroup.check_membership(facts.cgroup)
     if mismatches:
         raise VerifyError(f"the process is outside its cgroup: {mismatches}", check="cgroup")
+    if missing := cgroup.check_devices():
+        raise VerifyError(f"devices are open to it: {missing}", check="devices")
 
 
 def verify_running(
@@ -129,6 +131,7 @@ def verify_running(
             ),
             "mounts": lambda: _check_mounts(facts, spec),
             "cgroup": lambda: "; ".join(cgroup.check_membership(facts.cgroup)) or None,
+            "devices": lambda: "; ".join(cgroup.check_devices()) or None,
         }
     )
 

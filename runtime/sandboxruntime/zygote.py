@@ -136,7 +136,7 @@ class Spare:
     @classmethod
     def park(cls, zygote: Zygote, layout: Layout, path: str, limits: Limits) -> Spare:
         """Make a cgroup and a child in it. Raises OSError or HostError; leaves nothing then."""
-        cgroup = Cgroup.create(layout, path, limits)
+        cgroup = Cgroup.create(layout, path, limits, guard_devices=True)
         try:
             return cls(zygote.receive(zygote.ask(cgroup)), cgroup, limits)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from sandboxkernel.daemon.handover import Process
 from sandboxkernel.daemon.in_force import read_in_force
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.errors import KernelNotRunning
@@ -16,7 +17,6 @@ from sandboxkernel.models import (
     Stats,
 )
 from sandboxruntime import landlock
-from sandboxruntime.verify import Facts
 
 __all__ = ["kernel_connection", "kernel_model", "kernel_stats"]
 
@@ -47,7 +47,7 @@ def kernel_model(
         attached=sandbox.watchers > 0,
         connection=ConnectionInfo(ip=sandbox.sockets.prefix) if sandbox.sockets else None,
         exit=sandbox.exit,
-        confinement=_confinement(process.facts) if detail and process else None,
+        confinement=_confinement(process) if detail and process else None,
         removal=removal,
         in_force=read_in_force(sandbox) if detail else None,
         start_path=sandbox.start_path,
@@ -93,7 +93,8 @@ def kernel_connection(sandbox: Sandbox) -> KernelConnection:
     )
 
 
-def _confinement(facts: Facts) -> Confinement:
+def _confinement(process: Process) -> Confinement:
+    facts = process.facts
     return Confinement(
         namespaces=dict(facts.namespaces),
         uid_map=" ".join(facts.uid_map.split()),
@@ -107,4 +108,5 @@ def _confinement(facts: Facts) -> Confinement:
             for parts in (line.split(":", 2) for line in facts.cgroup.split("\n") if line)
         },
         mounts=[line.split(" ")[4] for line in facts.mountinfo.split("\n") if line],
+        device_list=process.cgroup.device_list,
     )

@@ -54,8 +54,8 @@ SECTIONS = (
     ("C3", "Core files", "`test_a_crash_leaves_no_core`"),
     ("C4", "Devices",
      "`test_the_device_directory_holds_what_it_should_and_nothing_can_be_added`,"
-     " `test_devices_outside_the_list_cannot_be_opened` (device cgroup, v1). On pure v2 there is no"
-     " device program: nodev, no CAP_MKNOD and the user namespace are what stops it."),
+     " `test_devices_outside_the_list_cannot_be_opened` (device cgroup, v1),"
+     " `test_only_devices_of_the_list_can_be_opened` (v2, a BPF program; control without it)."),
     ("C5", "Terminals", ""),
     ("C6", "Processes of others in /proc", "`test_only_own_processes_are_visible`"),
     ("D1", "A release agent (CVE-2022-0492)", ""),
@@ -65,7 +65,9 @@ SECTIONS = (
     ("D4", "Processes outside the cgroup",
      "`test_fork_bomb_stops_at_the_limit_and_dies_with_the_cgroup`,"
      " `test_background_process_ends_with_the_kernel`"),
-    ("D5", "Devices by the cgroup", "`test_devices_outside_the_list_cannot_be_opened`"),
+    ("D5", "Devices by the cgroup",
+     "`test_devices_outside_the_list_cannot_be_opened` (v1),"
+     " `test_not_even_root_of_the_host_opens_or_makes_another` (v2)"),
     ("E1", "Capabilities",
      "`test_every_set_is_empty_after_drop_all_even_after_exec_as_uid_0`,"
      " `test_a_set_user_id_program_in_the_layer_gains_nothing`"),

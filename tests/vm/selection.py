@@ -27,6 +27,7 @@ WHOLE = (
     "tests/escape/test_misconfined.py",
     "tests/escape/test_neighbours.py",
     "tests/escape/test_hostile_roots.py",
+    "tests/escape/test_device_list.py",
     "tests/conformance/test_confinement.py",
 )
 # Files of which only these run: what the host has a part in, once each. The rest of them is about

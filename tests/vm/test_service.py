@@ -19,7 +19,7 @@ import pytest
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import Kernel, KernelCreate
-from sandboxruntime.cgroup import Cgroup, Mode, read_layout
+from sandboxruntime.cgroup import Cgroup, Mode, devices, read_layout
 from tests.support import wait_until
 from tests.vm.conftest import (
     RUN_DIR,
@@ -171,6 +171,7 @@ def test_the_limits_are_in_the_files_of_cgroup_v2(
         return {name: value(directory, name) for name in names}
 
     limits = in_force()
+    assert devices.PROGRAM_NAME in devices.attached(str(directory))
     assert limits["memory.max"] == str(384 * MIB)
     assert limits["memory.swap.max"] == "0"
     assert limits["memory.oom.group"] == "1"
@@ -183,6 +184,7 @@ def test_the_limits_are_in_the_files_of_cgroup_v2(
          "true"], check=True,
     )  # fmt: skip
     assert in_force() == limits
+    assert devices.PROGRAM_NAME in devices.attached(str(directory))
     service.remove(kernel.id)
     assert not directory.exists()
 

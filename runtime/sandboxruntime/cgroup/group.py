@@ -9,7 +9,7 @@ import select
 from collections.abc import Callable, Mapping
 
 from sandboxruntime import syscalls
-from sandboxruntime.cgroup import lifecycle, v1, v2
+from sandboxruntime.cgroup import devices, lifecycle, v1, v2
 from sandboxruntime.cgroup.files import apply_writes, open_file, read_text, write_text
 from sandboxruntime.cgroup.layout import Layout, check_path
 from sandboxruntime.cgroup.limits import Limits, Usage
@@ -39,11 +39,18 @@ class Cgroup:
 
     @classmethod
     def create(
-        cls, layout: Layout, path: str, limits: Limits, *, kill_as_unit: bool = True
+        cls,
+        layout: Layout,
+        path: str,
+        limits: Limits,
+        *,
+        kill_as_unit: bool = True,
+        guard_devices: bool = False,
     ) -> Cgroup:
         """Make the cgroup, write every limit and read it back.
 
         `kill_as_unit`: where Linux itself can (v2), out of memory ends all of it, not one process.
+        `guard_devices`: where v2 has the device allow-list, too; v1 always has it.
         Parents are made as needed. Nothing is left behind on failure. Raises HostError if a
         limit cannot be enforced here, StateError if the cgroup exists already (it could hold
         another sandbox's processes).
@@ -58,6 +65,8 @@ class Cgroup:
             lifecycle.make_parents(layout, path, parent_writes, made)
             lifecycle.make_leaf(group._directories, path, made)
             apply_writes(layout, path, writes)
+            if guard_devices:
+                group.guard_devices()
         except BaseException as exc:
             lifecycle.undo(made, exc)
             raise
@@ -153,6 +162,34 @@ class Cgroup:
         up (v1: EBUSY), rather than killing them.
         """
         _update(self.layout, self.path, limits, self._read, kill_as_unit=True)
+
+    @property
+    def device_list(self) -> str:
+        """Where the device allow-list is: "v1", "bpf" (v2), or "" where this host has none."""
+        if "devices" in self.layout.v1:
+            return "v1"
+        return "bpf" if self.layout.v2 is not None and devices.is_supported() else ""
+
+    def guard_devices(self) -> None:
+        """Attach v2's device allow-list unless it is there. Raises HostError."""
+        if self.device_list != "bpf" or not self.check_devices():
+            return
+        try:
+            devices.attach(self._directories[""])
+        except OSError as exc:
+            raise HostError(
+                f"cannot attach the device allow-list to cgroup {self.path}: {exc.strerror}",
+                feature="cgroup:devices",
+                hint="a device program above it allows no other: look at `bpftool cgroup tree`",
+            ) from exc
+
+    def check_devices(self) -> list[str]:
+        """One message where v2's device allow-list should be in force, and is not."""
+        if self.device_list != "bpf" or devices.PROGRAM_NAME in devices.attached(
+            self._directories[""]
+        ):
+            return []
+        return [f"cgroup v2: no device allow-list is attached to {self.path}"]
 
     def freeze(self, timeout_s: float = _DEADLINE_S) -> None:
         """Stop every process; thaws and raises HostError if that takes too long."""

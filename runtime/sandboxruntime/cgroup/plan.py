@@ -102,7 +102,7 @@ def plan_writes(
 def plan_devices(layout: Layout) -> list[Write]:
     """Plan the device allow-list where a v1 devices controller is mounted; else nothing.
 
-    Without it the user namespace is what keeps device nodes away: mknod(2) is EPERM there and
-    every mount is nodev but /dev.
+    On v2 it is a program: devices.py. Without either the user namespace is what keeps device nodes
+    away: mknod(2) is EPERM there and every mount is nodev but /dev.
     """
     return v1.plan_devices() if "devices" in layout.v1 else []

@@ -14,12 +14,13 @@ import signal
 from collections.abc import Iterator
 
 from sandboxruntime import syscalls
+from sandboxruntime.cgroup import devices as device_list
 from sandboxruntime.cgroup.group import Cgroup
 from sandboxruntime.cgroup.layout import Layout
 from sandboxruntime.cgroup.limits import Limits
 from sandboxruntime.errors import HostError
 
-__all__ = ["clone_into_cgroup", "freeze", "kill", "limits", "oom_events", "swap"]
+__all__ = ["clone_into_cgroup", "devices", "freeze", "kill", "limits", "oom_events", "swap"]
 
 _MEBIBYTE = 1 << 20
 
@@ -41,6 +42,18 @@ def limits(layout: Layout) -> str:
     """Write every kind of limit that needs no disk, and read it back."""
     with _group(layout, Limits(cpu_quota_us=50_000, cpu_weight=100, pids=16)) as group:
         return f"{len(group.directories)} hierarchies"
+
+
+def devices(layout: Layout) -> str:
+    """Attach the device allow-list to a v2 cgroup."""
+    if "devices" in layout.v1:
+        return f"v1, at {layout.v1['devices']}"
+    with _group(layout, Limits()) as group:
+        directory = group.directories.get("")
+        if directory is None:
+            raise FileNotFoundError(errno.ENOENT, "no such controller")
+        device_list.attach(directory)
+        return f"a BPF program, at {layout.v2}"
 
 
 def swap(layout: Layout) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sandboxruntime.cgroup.devices import ALLOWED
 from sandboxruntime.cgroup.limits import Check, IoLimit, Limits, Usage, Write
 
 __all__ = [
@@ -20,10 +21,6 @@ __all__ = [
 UNLIMITED_BYTES = 1 << 62  # above every real limit; what an untouched memory cgroup allows
 
 _SWAP_HINT = "boot with the kernel parameter swapaccount=1"
-
-# null, zero, full, random, urandom, tty, ptmx, and the pseudo-terminals themselves. No "m":
-# device nodes are made by the launcher, never inside.
-_DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
 
 _IO_FILES = (
     ("read_bytes_per_s", "blkio.throttle.read_bps_device"),
@@ -119,8 +116,8 @@ def io_resets(read: Callable[[str, str], str], keep: Sequence[IoLimit]) -> list[
 def plan_devices() -> list[Write]:
     """Plan the device allow-list: everything denied but what every program expects in /dev."""
     writes = [Write("devices", "devices.deny", "a", "a", Check.ABSENT, read_file="devices.list")]
-    for number in _DEVICES:
-        line = f"c {number} rw"
+    for major, minor in ALLOWED:
+        line = f"c {major}:{'*' if minor is None else minor} rw"
         writes.append(
             Write("devices", "devices.allow", line, line, Check.LINE, read_file="devices.list")
         )
