@@ -22,7 +22,7 @@ import pytest
 from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
-from sandboxkernel.errors import HostUnsupported, KernelStartFailed
+from sandboxkernel.errors import HostUnsupported, KernelStartFailed, SandboxError
 from sandboxruntime import oci, rlimits
 from sandboxruntime.channel import send_message
 from sandboxruntime.errors import HostError, VerifyError
@@ -147,6 +147,45 @@ def test_a_runtime_that_confines_less_is_caught(tmp_path: Path, lie: str) -> Non
         with running.container(spec) as attempt, pytest.raises(VerifyError) as caught:
             attempt.verify()
         assert caught.value.check == lie.partition("-")[0]
+
+
+# As root inside, whose exec would give it what the bounding set allows (capabilities(7)): OCI has no
+# word for securebits, which forbid just that in our own containers.
+ROOT_EXECUTES = """
+    process["user"] = {{"uid": 0, "gid": 0}}
+    process["args"] = [process["args"][0], "-ISc", "print(open('/proc/self/status').read())"]
+    process["noNewPrivileges"] = {no_new_privs}
+    process["capabilities"]["bounding"] = {bounding}
+"""
+
+
+@pytest.mark.parametrize(
+    ("no_new_privs", "bounding", "gained"),
+    [
+        (True, [], 0),
+        (True, ["CAP_CHOWN"], 0),
+        (False, [], 0),
+        (False, ["CAP_CHOWN"], 1),  # the control: without both it gains a capability
+    ],
+)
+def test_without_securebits_an_exec_gains_nothing(
+    tmp_path: Path, no_new_privs: bool, bounding: list[str], gained: int
+) -> None:
+    change = ROOT_EXECUTES.format(no_new_privs=no_new_privs, bounding=bounding).strip()
+    executors = install_liar(tmp_path, change)
+    ours, theirs = socket.socketpair()
+    log_read, log_write = os.pipe()
+    with harness(executors=executors) as running, make_spec(executor="runc") as spec, ours, theirs:
+        try:
+            with pytest.raises(SandboxError):  # it is none of our pid 1
+                running.request("create", [theirs.fileno(), log_write], spec=to_json(spec))
+        finally:
+            os.close(log_write)
+            with open(log_read, "rb") as log:
+                status = log.read().decode()
+    found = re.search(r"^CapEff:\s+(\w+)", status, re.MULTILINE)
+    assert found is not None, status
+    assert int(found.group(1), 16) == gained
 
 
 def test_a_runtime_that_uses_another_cgroup_is_refused(tmp_path: Path) -> None:
