@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults neighbour fuzz fuzz-guided docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults neighbour third-party fuzz fuzz-guided docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -29,7 +29,7 @@ $(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime k
 
 # The programs that tests run in sandboxes (git, compilers, node), another runtime, and OCI's schema.
 $(TEST_STAMP): $(STAMP)
-	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev groff-base; fi
+	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev groff-base libcap-ng-utils libcap2-bin; fi
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]'
 	@touch $@
 
@@ -130,6 +130,10 @@ crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random 
 
 neighbour: $(TEST_STAMP) ## A victim's cells and writes beside each of 21 bombs; 5 minutes on an idle machine
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.neighbour --json docs/benchmarks/neighbour.json
+
+third-party: $(TEST_STAMP) ## Tools that others wrote to examine or torment Linux, inside our sandboxes
+	sh tools/apt-install.sh libcap-ng-utils libcap2-bin util-linux
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.third_party --json docs/benchmarks/third-party.json --page docs/third-party.md
 
 soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes
 	$(BENCH).soak --json docs/benchmarks/soak.json

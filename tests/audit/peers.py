@@ -21,10 +21,10 @@ from sandboxkernel.daemon.plan import python_of
 from sandboxkernel.images.hostimage import ensure_host_image
 from sandboxkernel.images.store import ImageStore
 from tests.benchmarks.containers import RunscPeer, dockerd, merged_rootfs, runsc_platform
-from tests.conformance.session import profile_config, session
+from tests.conformance.session import Session, profile_config, session
 from tests.support import SHARED_DATA, running_daemon, warm_up
 
-__all__ = ["OURS", "Host", "Subject", "collect", "listening"]
+__all__ = ["OURS", "Host", "Subject", "collect", "listening", "on_every_path"]
 
 PROBE = Path(__file__).with_name("probe.py").read_text()
 TIMEOUT_S = 300.0
@@ -172,10 +172,17 @@ def _run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]
 
 def ours(host: Host) -> list[Subject]:
     """A subprocess of a cell, on each path; through the daemon and jupyter_client."""
-    found = []
+    return [_ours(host, profile, kernel, client) for profile, kernel, client in on_every_path()]
+
+
+def on_every_path(config: str = "") -> Iterator[tuple[str, Session, SandboxClient]]:
+    """A kernel that has started on each path, one after the other, with the daemon's client.
+
+    `config` is added to the daemon's, which has a profile of each name in OURS.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="audit-", dir=WORK) as work,
-        running_daemon(CONFIG) as daemon,
+        running_daemon(CONFIG + config) as daemon,
     ):
         client = daemon.client()
         for _ in client.prepare_image("host"):
@@ -186,8 +193,13 @@ def ours(host: Host) -> list[Subject]:
                 warm_up(daemon, profile)
             elif profile == "warm":
                 _call_for_zygote(Path(work), client, profile)
-            found.append(_ours(host, Path(work), client, profile, path))
-    return found
+            with session(Path(work), config=profile_config(profile)) as kernel:
+                shown = client.inspect(kernel.kernel_id)
+                if shown.start_path != path:
+                    raise RuntimeError(
+                        f"{profile}: started {shown.start_path}: {shown.cold_reason}"
+                    )
+                yield profile, kernel, client
 
 
 def _call_for_zygote(work: Path, client: SandboxClient, profile: str) -> None:
@@ -206,15 +218,12 @@ print(json.dumps([_ran.returncode, _ran.stdout, _ran.stderr]))
 """
 
 
-def _ours(host: Host, work: Path, client: SandboxClient, profile: str, path: str) -> Subject:
+def _ours(host: Host, profile: str, kernel: Session, client: SandboxClient) -> Subject:
     name = f"ours, {profile}"
     subject = Subject(name, "a cell's subprocess in a kernel of its own")
-    with session(work, config=profile_config(profile)) as kernel:
-        cell = CELL.format(probe=PROBE, env=dict(host.variables))
-        code, out, error = json.loads(kernel.run(cell, timeout_s=TIMEOUT_S).text)
-        shown = client.inspect(kernel.kernel_id)
-        if shown.start_path != path:
-            raise RuntimeError(f"{name}: started {shown.start_path}: {shown.cold_reason}")
+    cell = CELL.format(probe=PROBE, env=dict(host.variables))
+    code, out, error = json.loads(kernel.run(cell, timeout_s=TIMEOUT_S).text)
+    shown = client.inspect(kernel.kernel_id)
     if shown.in_force is None:
         raise RuntimeError(f"{name}: nothing is in force")
     limits = shown.in_force.limits

@@ -1,0 +1,1 @@
+"""Packaged tools of others, run inside our sandboxes: what they find is in docs/third-party.md."""

@@ -1,0 +1,54 @@
+"""Markdown and JSON of the tools' results. Pure: the same results give the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.third_party.tools import Result, table
+
+__all__ = ["document", "merged", "page"]
+
+HEAD = """# Tools of others
+
+Packaged programs that others wrote to examine or to torment a Linux system, run inside our
+sandboxes. `make third-party` makes this page anew, and fails when a tool finds what it must not
+find. The figures with all details are in [third-party.json](benchmarks/third-party.json).
+"""
+
+
+def document(facts: Mapping[str, Any], results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "facts": dict(facts),
+        "tools": {
+            name: [
+                {
+                    "tool": each.tool, "version": each.version, "how": each.how,
+                    "head": list(each.head), "rows": each.rows, "notes": each.notes,
+                    "problems": each.problems, "details": each.details,
+                }
+                for each in found
+            ]
+            for name, found in results.items()
+        },
+    }  # fmt: skip
+
+
+def merged(old: Mapping[str, Any], new: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """A new document with the tools of an old one that did not run again."""
+    tools = {**old.get("tools", {}), **new["tools"]}
+    return {**new, "tools": {name: tools[name] for name in order if name in tools}}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The page of a document."""
+    facts = "; ".join(f"{name} {value}" for name, value in found["facts"].items())
+    parts = [HEAD, f"{facts}.\n"]
+    for results in found["tools"].values():
+        for each in results:
+            parts += [f"## {each['tool']}\n", f"{each['version']}. {each['how']}.\n"]
+            parts.append(table(each["head"], each["rows"]))
+            parts += [f"{note}\n" for note in each["notes"]]
+            parts += [f"* **Not as it should be:** {text}\n" for text in each["problems"]]
+    return "\n".join(parts)
