@@ -132,7 +132,7 @@ neighbour: $(TEST_STAMP) ## A victim's cells and writes beside each of 21 bombs;
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.neighbour --json docs/benchmarks/neighbour.json
 
 third-party: $(TEST_STAMP) ## Tools that others wrote to examine or torment Linux, inside our sandboxes
-	sh tools/apt-install.sh libcap-ng-utils libcap2-bin util-linux
+	sh tools/apt-install.sh libcap-ng-utils libcap2-bin util-linux gcc libc6-dev libpcap0.8
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.third_party --json docs/benchmarks/third-party.json --page docs/third-party.md
 
 soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes

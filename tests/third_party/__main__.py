@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # tool -> the module that has it; each has a function `measure`
 TOOLS = {
     "privileges": "tests.third_party.privileges",
+    "seccomp": "tests.third_party.simulator",
 }
 
 
