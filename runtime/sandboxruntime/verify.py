@@ -8,6 +8,7 @@ the caller kills the container.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -36,6 +37,7 @@ __all__ = [
     "check_status",
     "count_filters",
     "read_facts",
+    "read_mountinfo",
     "start_ticks",
     "verify",
     "verify_init",
@@ -76,11 +78,25 @@ def read_facts(pid: int) -> Facts:
         uid_map=_read(f"{base}/uid_map"),
         gid_map=_read(f"{base}/gid_map"),
         cgroup=_read(f"{base}/cgroup"),
-        mountinfo=_read(f"{base}/mountinfo"),
+        mountinfo=read_mountinfo(pid),
         descriptors={int(fd): os.readlink(f"{base}/fd/{fd}") for fd in os.listdir(f"{base}/fd")},
         cwd=os.readlink(f"{base}/cwd"),
         core_limit=core.group(2) if core else "?",
     )
+
+
+def read_mountinfo(pid: int, *, errors: str = "surrogateescape") -> str:
+    """What a process has mounted (proc_pid_mountinfo(5)). OSError if it is gone.
+
+    Of one that has ended and waits to be reaped Linux says EINVAL (fs/proc_namespace.c): here it
+    is ProcessLookupError.
+    """
+    try:
+        return _read(f"/proc/{pid}/mountinfo", errors)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended") from exc
+        raise
 
 
 def _read_status(pid: int) -> dict[str, str]:
@@ -90,8 +106,8 @@ def _read_status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+def _read(path: str, errors: str = "surrogateescape") -> str:
+    with open(path, encoding="utf-8", errors=errors, newline="\n") as stream:
         return stream.read()
 
 

@@ -12,6 +12,7 @@ import re
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.models import InForce, IoLimit, Limits, MountInForce
 from sandboxruntime.cgroup import Limits as CgroupLimits
+from sandboxruntime.verify import read_mountinfo
 
 __all__ = ["differing", "limits_model", "parse_mounts", "parse_rlimits", "read_in_force"]
 
@@ -32,8 +33,7 @@ def read_in_force(sandbox: Sandbox) -> InForce | None:
         )
         with open(f"{base}/limits", encoding="ascii") as file:
             rlimits = parse_rlimits(file.read())
-        with open(f"{base}/mountinfo", encoding="utf-8", errors="replace", newline="\n") as file:
-            mounts = parse_mounts(file.read())
+        mounts = parse_mounts(read_mountinfo(sandbox.process.peer.pid, errors="replace"))
     except (FileNotFoundError, ProcessLookupError):
         return None
     return InForce(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import MappingProxyType
+
+import pytest
 
 from sandboxkernel.daemon.in_force import differing, limits_model, parse_mounts, parse_rlimits
 from sandboxkernel.models import IoLimit, Limits
@@ -10,6 +14,7 @@ from sandboxruntime.cgroup import IoLimit as DiskLimit
 from sandboxruntime.cgroup import Layout, Mode
 from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.cgroup.readback import limits_in_force
+from sandboxruntime.verify import read_mountinfo
 
 V1 = Layout(
     Mode.V1,
@@ -83,3 +88,19 @@ def test_proc_files() -> None:
     assert parse_rlimits(text) == {"cpu time": [None, None], "open files": [1024, 4096]}
     (mount,) = parse_mounts("22 1 0:1 / /a\\040b ro,nosuid shared:1 - tmpfs x rw,size=4k\n")
     assert (mount.destination, mount.type, mount.options) == ("/a b", "tmpfs", ["ro", "nosuid"])
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_gone() -> None:
+    """stress-ng's stressors that end at once made `inspect` an internal error."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it stays, unreaped
+        with pytest.raises(OSError, match="Invalid argument"):
+            Path(f"/proc/{child}/mountinfo").read_text()
+        with pytest.raises(ProcessLookupError):
+            read_mountinfo(child)
+    finally:
+        os.waitpid(child, 0)
+    assert read_mountinfo(os.getpid()) == Path("/proc/self/mountinfo").read_text()
