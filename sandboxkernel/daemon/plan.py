@@ -54,7 +54,7 @@ ZYGOTE_PIDS = 64
 CPU_PERIOD_US = 100_000
 RANGE_SIZE = 65536
 # What a user can write to; everything else of the image is read-only for Landlock too.
-WRITABLE = (HOME, "/tmp", "/var/tmp", "/dev/shm", HAND_OVER_DIR)
+WRITABLE = (HOME, "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", HAND_OVER_DIR)
 # Libraries that would start a thread per host core, and thrash inside a smaller quota.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
                     "NUMEXPR_NUM_THREADS")  # fmt: skip

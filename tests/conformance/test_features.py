@@ -392,6 +392,24 @@ os.unlink('/dev/shm/big')
     assert kernel.run(code).text == "ENOSPC"
 
 
+def test_posix_message_queues(kernel: Session) -> None:
+    """The queue of the other end is another process's, and the host has none of its name."""
+    code = """
+import ctypes, os
+librt = ctypes.CDLL(None, use_errno=True)
+queue = librt.mq_open(b'/sandboxkernel-test', os.O_CREAT | os.O_RDWR, 0o600, None)
+assert queue >= 0, os.strerror(ctypes.get_errno())
+if (pid := os.fork()) == 0:
+    other = librt.mq_open(b'/sandboxkernel-test', os.O_WRONLY)
+    os._exit(librt.mq_send(other, b'hello', 5, 0) & 1)
+text = ctypes.create_string_buffer(8192)
+print(os.waitpid(pid, 0)[1], text[:librt.mq_receive(queue, text, 8192, None)])
+print(os.listdir('/dev/mqueue'))
+print(librt.mq_unlink(b'/sandboxkernel-test'))
+"""
+    assert kernel.run(code).text.splitlines() == ["0 b'hello'", "['sandboxkernel-test']", "0"]
+
+
 def test_numpy(kernel: Session) -> None:
     code = """
 import numpy

@@ -29,8 +29,12 @@ init.CREATE_STEPS[init.Step.LOOPBACK] = lambda context: None
 """
 HOST_IPC = """
 container.NAMESPACES &= ~syscalls.CloneFlag.NEWIPC
+from sandboxruntime.mounts import Directory
 plan = init.plan_mounts
-init.plan_mounts = lambda spec: [o for o in plan(spec) if getattr(o, "fstype", "") != "mqueue"]
+init.plan_mounts = lambda spec: [  # the host's queues cannot be mounted
+    Directory("/dev/mqueue", 0o755, 0) if getattr(o, "fstype", "") == "mqueue" else o
+    for o in plan(spec)
+]
 """
 MOUNT_FLAGS = """
 fsmount, attributes = syscalls.fsmount, syscalls.MountAttr.{flag}
