@@ -131,8 +131,10 @@ crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random 
 neighbour: $(TEST_STAMP) ## A victim's cells and writes beside each of 21 bombs; 5 minutes on an idle machine
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.neighbour --json docs/benchmarks/neighbour.json
 
-third-party: $(TEST_STAMP) ## Tools that others wrote to examine or torment Linux, inside our sandboxes
-	sh tools/apt-install.sh libcap-ng-utils libcap2-bin util-linux gcc libc6-dev libpcap0.8
+third-party: $(TEST_STAMP) ## Tools that others wrote to examine or torment Linux, inside our sandboxes; 25 minutes
+	sh tools/apt-install.sh libcap-ng-utils libcap2-bin util-linux gcc libc6-dev libpcap0.8 stress-ng trinity
+	@$(BIN)/python -c 'import test.test_os' 2>/dev/null || \
+	  sh tools/apt-install.sh libpython$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')-testsuite
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.third_party --json docs/benchmarks/third-party.json --page docs/third-party.md
 
 soak: $(BENCH_STAMP) ## 10,000 starts and ends: nothing stays, nothing slows down; 10 minutes

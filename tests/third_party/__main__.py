@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
     "privileges": "tests.third_party.privileges",
     "seccomp": "tests.third_party.simulator",
+    "stress-ng": "tests.third_party.stress",
+    "trinity": "tests.third_party.trinity",
+    "cpython": "tests.third_party.cpython",
 }
 
 

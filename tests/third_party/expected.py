@@ -1,0 +1,32 @@
+"""Where CPython's tests answer otherwise inside than outside, and why. Data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+__all__ = ["EXPECTED", "NOT_RUN", "Expected"]
+
+
+class Expected(NamedTuple):
+    """`pattern` is searched for in the name of a case or file."""
+
+    pattern: str
+    reason: str
+
+
+EXPECTED: tuple[Expected, ...] = (
+    Expected(
+        r"\.test_os\.FileTests\.test_splice",
+        "the filter refuses splice, the common step of exploits that write to files that are only "
+        "open for reading",
+    ),
+    Expected(
+        r"\.test_os\.MakedirTests\.test_exist_ok_s_isgid_directory|"
+        r"\.test_tarfile\..*\.test_modes",
+        "no file or folder gets a set-user-id or set-group-id bit; where tarfile asks for one, it "
+        "goes on without setting the mode",
+    ),
+)
+# test file -> why it does not run
+NOT_RUN: Mapping[str, str] = {}
