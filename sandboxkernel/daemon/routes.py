@@ -24,7 +24,7 @@ from sandboxkernel.daemon.system_routes import (
     ZygotesHandler,
 )
 from sandboxkernel.daemon.views import kernel_connection, kernel_model, kernel_stats
-from sandboxkernel.errors import Conflict, NotPermitted, RequestError
+from sandboxkernel.errors import Conflict, KernelNotRunning, NotPermitted, RequestError
 from sandboxkernel.models import (
     CheckReport,
     DiskUsage,
@@ -253,7 +253,11 @@ class StatsHandler(Handler):
             return
         self.start_stream()
         while sandbox.state in ("running", "paused") and not self._gone.is_set():
-            await self.stream_line(kernel_stats(sandbox))
+            try:
+                stats = kernel_stats(sandbox)
+            except KernelNotRunning:  # it is being removed: the end, and no error
+                break
+            await self.stream_line(stats)
             await self.unless_gone(asyncio.sleep(STATS_INTERVAL_S))
         await self.finish()
 

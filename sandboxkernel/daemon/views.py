@@ -58,8 +58,11 @@ def kernel_model(
 
 
 def kernel_stats(sandbox: Sandbox) -> Stats:
-    """What the sandbox uses now."""
-    usage = sandbox.cgroup().usage()
+    """What the sandbox uses now. Raises KernelNotRunning, also when it is just being removed."""
+    try:
+        usage = sandbox.cgroup().usage()
+    except FileNotFoundError:
+        raise KernelNotRunning(f"kernel {sandbox.request.kernel_id} is being removed") from None
     return Stats(
         kernel_id=sandbox.request.kernel_id,
         time=datetime.now(UTC),

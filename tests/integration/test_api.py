@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from sandboxkernel.errors import (
     SandboxError,
     WorkFolderError,
 )
-from sandboxkernel.models import ExecExit, KernelCreate, Limits
+from sandboxkernel.models import ExecExit, Kernel, KernelCreate, Limits, Stats
 from tests.support import (
     DEADLINE_S,
     EXECUTOR,
@@ -326,6 +327,35 @@ def test_parallel_starts_all_succeed(daemon: RunningDaemon) -> None:
     for thread in threads:
         thread.join(60)
     assert results == [0] * 8
+
+
+def test_a_kernel_can_be_looked_at_while_it_is_removed(daemon: RunningDaemon) -> None:
+    said: list[type] = []
+    name, done = "", threading.Event()
+
+    def look_all_the_time() -> None:
+        client = daemon.client()
+        for look in itertools.cycle((client.stats, client.inspect)):
+            if done.is_set():
+                return
+            if name:
+                try:
+                    said.append(type(look(name)))
+                except SandboxError as error:
+                    said.append(type(error))
+
+    thread = threading.Thread(target=look_all_the_time)
+    thread.start()
+    try:
+        for _ in range(8):
+            with sandbox(daemon) as kernel:
+                name = kernel.id
+                before = len(said)
+                wait_until(lambda before=before: len(said) > before + 1, what="two looks")
+    finally:
+        done.set()
+        thread.join()
+    assert set(said) <= {Stats, Kernel, KernelNotFound, KernelNotRunning}
 
 
 def test_exec_keeps_output_apart_and_gives_the_exit_code(daemon: RunningDaemon) -> None:

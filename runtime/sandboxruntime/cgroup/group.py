@@ -307,6 +307,8 @@ class Cgroup:
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:
                 return ""  # the controller is there but counts nothing (blkio without a policy)
+            if exc.errno == errno.ENODEV:  # the file was open when the cgroup went
+                raise FileNotFoundError(errno.ENOENT, "the cgroup is gone", self.path) from exc
             raise
 
 
