@@ -213,6 +213,7 @@ class SandboxKernelDaemon(Application):
             systemd.notify("READY=1")
             await self._until_stopped(kernels)
             systemd.notify("STOPPING=1")
+            await kernels.removals.close()
             if self._end_kernels:
                 await kernels.release_all()
             else:
@@ -232,7 +233,8 @@ class SandboxKernelDaemon(Application):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
         layout = read_layout()
-        forget_former_boots(paths.scratch_dir)
+        removals = Removals()
+        forget_former_boots(paths.scratch_dir, removals)
         journal = LeaseJournal(paths.leases_dir)
         events = EventLog()
         launcher = LauncherClient(self._on_launcher_event)
@@ -240,8 +242,6 @@ class SandboxKernelDaemon(Application):
         await launcher.start(self._staging)
         stack.push_async_callback(launcher.stop)
         layers = UserLayers(paths.users_dir)
-        removals = Removals()
-        stack.push_async_callback(removals.close)
         runtime = Runtime(
             launcher=launcher,
             layout=layout,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from pathlib import Path
 
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.service import Kernels, lineage_of
 from sandboxkernel.errors import Conflict
-from sandboxkernel.images.removal import discard_tree
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.treewalk import measure_tree
 from sandboxkernel.images.userlayers import UserLayers
@@ -23,6 +24,8 @@ from sandboxkernel.models import (
 from sandboxkernel.paths import Paths
 
 __all__ = ["Housekeeping"]
+
+log = logging.getLogger(__name__)
 
 
 class Housekeeping:
@@ -114,10 +117,15 @@ class Housekeeping:
         removed, freed = await asyncio.to_thread(self._kernels.images.store.prune, dry_run=dry_run)
         names = [f"image data {name}" for name in removed]
         for path in self._stale_scratch():
-            freed += await asyncio.to_thread(_blocks_of, path)
-            names.append(f"scratch {path.name}")
+            size = await asyncio.to_thread(_blocks_of, path)
             if not dry_run:
-                await asyncio.to_thread(discard_tree, path)
+                try:
+                    await asyncio.to_thread(remove_tree, path)
+                except OSError as exc:
+                    log.warning("cannot remove %s: %s", path, exc)
+                    continue
+            freed += size
+            names.append(f"scratch {path.name}")
         return PruneReport(removed=names, freed_bytes=freed, dry_run=dry_run)
 
     def _stale_scratch(self, *, everything: bool = False) -> list[Path]:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Record, boot_id
-from sandboxkernel.daemon.removals import FAILURES
+from sandboxkernel.daemon.removals import FAILURES, Removals
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.service import Kernels
 from sandboxkernel.daemon.spares import Spare
 from sandboxkernel.daemon.zygotes import Claim
 from sandboxkernel.errors import LauncherLost, SandboxError
-from sandboxkernel.images.removal import discard_tree, remove_tree
+from sandboxkernel.images.removal import remove_tree
 
 __all__ = ["Fate", "Recovered", "fate_of", "forget_former_boots", "recover"]
 
@@ -66,14 +66,18 @@ def fate_of(record: Record, boot: str) -> Fate:
     return Fate.ADOPT if record.started is not None else Fate.BURY  # during a restart
 
 
-def forget_former_boots(scratch_dir: Path) -> None:
+def forget_former_boots(scratch_dir: Path, removals: Removals) -> None:
     """Delete the scratch layers from before the host was booted: nobody uses them any more."""
     marker, now = scratch_dir / BOOT_FILE, boot_id()
     if marker.exists() and marker.read_bytes() == now.encode():
         return
     for path in scratch_dir.iterdir():
-        if path != marker:
-            discard_tree(path)
+        if path == marker:
+            continue
+        try:
+            remove_tree(path)
+        except OSError as exc:
+            removals.failed(path.name, exc, functools.partial(asyncio.to_thread, remove_tree, path))
     # In its own place: a name or a block more is not to be had on a full disk.
     fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -108,13 +112,14 @@ async def recover(journal: LeaseJournal, kernels: Kernels, runtime: Runtime) -> 
         await _bury(sandbox, kernels)
     known = {*found.adopted, *found.ended, *kept}
     gone = [record.lease for record in records if record.lease.id not in known]
-    found.released = [lease.id for lease in gone if lease.kind == "kernel"]
     for lease in gone:
         try:
             await _give_back(lease, journal, runtime)
         except FAILURES as exc:
             again = functools.partial(_give_back, lease, journal, runtime)
             kernels.removals.failed(lease.id, exc, again)
+        else:
+            found.released += [lease.id] if lease.kind == "kernel" else []
     found.took_s = time.monotonic() - began
     return found
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
 
 from sandboxkernel.images.treewalk import TreeCursor, open_cursor
 
-__all__ = ["discard_tree", "remove_tree"]
+__all__ = ["remove_tree"]
 
 
 def remove_tree(path: Path) -> None:
@@ -27,12 +26,6 @@ def remove_tree(path: Path) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass  # somebody else removed it, which is what we want
-
-
-def discard_tree(path: Path) -> None:
-    """The same as far as it goes: what stays is found by the next daemon, and by `system check`."""
-    with contextlib.suppress(OSError):
-        remove_tree(path)
 
 
 def _empty(cursor: TreeCursor) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sandboxkernel.daemon.ids import RANGE_SIZE, IdRanges
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Record
 from sandboxkernel.daemon.recovery import forget_former_boots
+from sandboxkernel.daemon.removals import Removals
 from sandboxkernel.errors import SandboxError
 
 LEASE = Lease(id="0123456789ab", cgroup="x/0/0123456789ab", sockets="/run/x/k/0123456789ab")
@@ -96,8 +97,8 @@ def test_a_broken_marker_of_the_boot_is_replaced(folder: Path, marker: bytes | N
     if marker is not None:
         (folder / ".boot").write_bytes(marker)
     (folder / "0123456789ab").mkdir()
-    forget_former_boots(folder)
+    forget_former_boots(folder, Removals())
     assert [path.name for path in folder.iterdir()] == [".boot"]
     (folder / "0123456789ab").mkdir()
-    forget_former_boots(folder)
+    forget_former_boots(folder, Removals())
     assert (folder / "0123456789ab").is_dir()
