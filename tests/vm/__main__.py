@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--results", type=Path, default=Path("vm-results"))
     parser.add_argument("--time-limit", type=float, default=2400, metavar="SECONDS")
+    parser.add_argument("--all", action="store_true", help="also what takes minutes each")
     parser.add_argument(
         "--machine", choices=MACHINES, help="this one's part of the selection alone"
     )
