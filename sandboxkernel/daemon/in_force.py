@@ -6,10 +6,12 @@ what is, and names what is not as it was set.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
 from sandboxkernel.daemon.sandbox import Sandbox
+from sandboxkernel.errors import KernelNotRunning
 from sandboxkernel.models import InForce, IoLimit, Limits, MountInForce
 from sandboxruntime.cgroup import Limits as CgroupLimits
 from sandboxruntime.verify import read_mountinfo
@@ -17,6 +19,7 @@ from sandboxruntime.verify import read_mountinfo
 __all__ = ["differing", "limits_model", "parse_mounts", "parse_rlimits", "read_in_force"]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)  # process, or its cgroup
 
 
 def read_in_force(sandbox: Sandbox) -> InForce | None:
@@ -34,7 +37,11 @@ def read_in_force(sandbox: Sandbox) -> InForce | None:
         with open(f"{base}/limits", encoding="ascii") as file:
             rlimits = parse_rlimits(file.read())
         mounts = parse_mounts(read_mountinfo(sandbox.process.peer.pid, errors="replace"))
-    except (FileNotFoundError, ProcessLookupError):
+    except KernelNotRunning:
+        return None
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise
         return None
     return InForce(
         limits=limits,

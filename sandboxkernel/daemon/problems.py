@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandboxkernel.errors import (
@@ -19,7 +20,7 @@ from sandboxkernel.errors import (
 )
 from sandboxruntime import errors as runtime
 
-__all__ = ["CONVERSIONS", "convert", "error_from_launcher", "exhausted"]
+__all__ = ["CONVERSIONS", "convert", "error_from_launcher", "exhausted", "told_if_ended"]
 
 RETRY_S = 5
 # What the host has run out of (errno(3)), and what helps.
@@ -31,6 +32,17 @@ _EXHAUSTED = {
     errno.ENOMEM: "Free memory, or end kernels.",
 }
 DOCTOR_HINT = "Run `sandboxkernel doctor` on the host."
+
+
+@contextlib.contextmanager
+def told_if_ended(kernel_id: str) -> Iterator[None]:
+    """A cgroup that goes while it is used is a kernel that has ended. Raises KernelNotRunning."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        raise KernelNotRunning(f"kernel {kernel_id} has ended") from exc
 
 
 def _spec_error(message: str, facts: dict[str, Any]) -> SandboxError:

@@ -28,7 +28,7 @@ from sandboxkernel.daemon.handover import HandOver, Peer, Process
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal, Started
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import Ground, plan_payload, plan_spec
-from sandboxkernel.daemon.problems import convert
+from sandboxkernel.daemon.problems import convert, told_if_ended
 from sandboxkernel.daemon.removals import FAILURES
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
@@ -372,14 +372,17 @@ class Sandbox:
     async def pause(self) -> None:
         """Freeze every process."""
         process = self._require_process()
-        await asyncio.to_thread(process.cgroup.freeze)
-        self.state = "paused"
-        self.on_state(self)
+        with told_if_ended(self.request.kernel_id):
+            await asyncio.to_thread(process.cgroup.freeze)
+        if self._require_process() is process:
+            self.state = "paused"
+            self.on_state(self)
 
     async def unpause(self) -> None:
         """Let a paused sandbox go on."""
         process = self._require_process()
-        await asyncio.to_thread(process.cgroup.thaw)
+        with told_if_ended(self.request.kernel_id):
+            await asyncio.to_thread(process.cgroup.thaw)
         if self.state == "paused":
             self.state = "running"
             self.on_state(self)
@@ -432,9 +435,10 @@ class Sandbox:
             self._claim = None
 
     def _require_process(self) -> Process:
-        if self.process is None:
+        if self.process is None or self._spec is None:  # without a spec its container is going
+            state = self.state if self.process is None else "ending"
             raise KernelNotRunning(
-                f"kernel {self.request.kernel_id} is {self.state}", hint="Restart it first."
+                f"kernel {self.request.kernel_id} is {state}", hint="Restart it first."
             )
         return self.process
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from sandboxkernel.daemon.handover import Process
 from sandboxkernel.daemon.in_force import read_in_force
+from sandboxkernel.daemon.problems import told_if_ended
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.errors import KernelNotRunning
 from sandboxkernel.models import (
@@ -58,11 +59,9 @@ def kernel_model(
 
 
 def kernel_stats(sandbox: Sandbox) -> Stats:
-    """What the sandbox uses now. Raises KernelNotRunning, also when it is just being removed."""
-    try:
+    """What the sandbox uses now. Raises KernelNotRunning, also when it is just ending."""
+    with told_if_ended(sandbox.request.kernel_id):
         usage = sandbox.cgroup().usage()
-    except FileNotFoundError:
-        raise KernelNotRunning(f"kernel {sandbox.request.kernel_id} is being removed") from None
     return Stats(
         kernel_id=sandbox.request.kernel_id,
         time=datetime.now(UTC),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import select
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openapi_spec_validator import validate
 
+from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import (
     Conflict,
     HostUnsupported,
@@ -29,7 +30,7 @@ from sandboxkernel.errors import (
     SandboxError,
     WorkFolderError,
 )
-from sandboxkernel.models import ExecExit, Kernel, KernelCreate, Limits, Stats
+from sandboxkernel.models import ExecExit, KernelCreate, Limits
 from tests.support import (
     DEADLINE_S,
     EXECUTOR,
@@ -329,33 +330,46 @@ def test_parallel_starts_all_succeed(daemon: RunningDaemon) -> None:
     assert results == [0] * 8
 
 
-def test_a_kernel_can_be_looked_at_while_it_is_removed(daemon: RunningDaemon) -> None:
-    said: list[type] = []
+# What may be said to each beside that there is no such kernel (any more).
+WHILE_IT_ENDS: dict[str, tuple[Callable[[SandboxClient, str], object], set[str]]] = {
+    "inspect": (SandboxClient.inspect, set()),
+    "stats": (SandboxClient.stats, {"kernel_not_running"}),
+    "exec": (  # its program may be killed while it is made
+        lambda client, name: list(client.exec(name, ["true"])),
+        {"kernel_not_running", "kernel_start_failed"},
+    ),
+}
+
+
+@pytest.mark.parametrize("act", WHILE_IT_ENDS)
+def test_a_kernel_that_is_ending_is_told_as_ended(daemon: RunningDaemon, act: str) -> None:
+    """While its container goes, whatever is asked of it."""
+    ask, allowed = WHILE_IT_ENDS[act]
+    said: list[str] = []
     name, done = "", threading.Event()
 
-    def look_all_the_time() -> None:
-        client = daemon.client()
-        for look in itertools.cycle((client.stats, client.inspect)):
-            if done.is_set():
-                return
+    def ask_all_the_time() -> None:
+        while not done.is_set():
             if name:
                 try:
-                    said.append(type(look(name)))
+                    ask(daemon.client(), name)
+                    said.append("done")
                 except SandboxError as error:
-                    said.append(type(error))
+                    said.append(error.code)
 
-    thread = threading.Thread(target=look_all_the_time)
-    thread.start()
+    threads = [threading.Thread(target=ask_all_the_time) for _ in range(3)]
+    for thread in threads:
+        thread.start()
     try:
-        for _ in range(8):
+        for _ in range(3):
             with sandbox(daemon) as kernel:
-                name = kernel.id
-                before = len(said)
-                wait_until(lambda before=before: len(said) > before + 1, what="two looks")
+                name, before = kernel.id, len(said)
+                wait_until(lambda before=before: len(said) > before + 3, what="answers")
     finally:
         done.set()
-        thread.join()
-    assert set(said) <= {Stats, Kernel, KernelNotFound, KernelNotRunning}
+        for thread in threads:
+            thread.join()
+    assert set(said) <= {"done", "kernel_not_found", *allowed}
 
 
 def test_exec_keeps_output_apart_and_gives_the_exit_code(daemon: RunningDaemon) -> None:

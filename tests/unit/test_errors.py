@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from sandboxkernel import errors
-from sandboxkernel.errors import ERRORS_BY_CODE, SandboxError, error_from_problem
+from sandboxkernel.daemon.problems import told_if_ended
+from sandboxkernel.errors import ERRORS_BY_CODE, KernelNotRunning, SandboxError, error_from_problem
 
 CLASSES = [
     value for value in vars(errors).values()
@@ -40,3 +44,11 @@ def test_a_document_that_says_nothing_still_gives_an_error() -> None:
 def test_a_fact_that_the_error_does_not_have_is_a_defect_of_the_caller() -> None:
     with pytest.raises(TypeError, match="no facts"):
         SandboxError("x", step="mounts")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+def test_a_cgroup_that_goes_while_it_is_used_is_a_kernel_that_has_ended(number: int) -> None:
+    with pytest.raises(KernelNotRunning), told_if_ended("k"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(PermissionError), told_if_ended("k"):
+        raise PermissionError(errno.EACCES, "no")

@@ -216,14 +216,14 @@ class Cgroup:
         return lifecycle.pids(self._directories.values())
 
     def usage(self) -> Usage:
-        """Read the counters. Raises FileNotFoundError if the cgroup is gone."""
+        """Read the counters. Raises OSError, ENOENT or ENODEV, if the cgroup is gone or going."""
         os.stat(next(iter(self._directories.values())))
         first, second = v1.usage(self._read), v2.usage(self._read)
         own = {name: getattr(first, name) or getattr(second, name) for name in Usage.__slots__}
         return Usage(**own)
 
     def limits_in_force(self) -> Limits:
-        """Read back every limit. Raises FileNotFoundError if the cgroup is gone."""
+        """Read back every limit. Raises as usage() does."""
         os.stat(next(iter(self._directories.values())))
         return limits_in_force(self.layout, self._read)
 
@@ -307,8 +307,6 @@ class Cgroup:
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:
                 return ""  # the controller is there but counts nothing (blkio without a policy)
-            if exc.errno == errno.ENODEV:  # the file was open when the cgroup went
-                raise FileNotFoundError(errno.ENOENT, "the cgroup is gone", self.path) from exc
             raise
 
 
