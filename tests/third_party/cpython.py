@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -29,7 +28,7 @@ from sandboxkernel.images.store import StoredImage
 from sandboxkernel.images.treeplan import TreePlan
 from sandboxkernel.models import KernelCreate
 from tests.support import RunningDaemon, running_daemon
-from tests.third_party.expected import EXPECTED, NOT_RUN, Expected
+from tests.third_party.expected import EXPECTED, IGNORED, NOT_RUN, Expected
 from tests.third_party.tools import Result, image_with, say, with_image
 
 __all__ = ["Outcomes", "bench", "compare", "measure", "modules", "outcomes", "result"]
@@ -96,7 +95,7 @@ class Bench:
         self._count += 1
         base = f"{WORK}/{place}/{self._count}"
         python = [self._python, "-m", "test", f"-j{JOBS}", f"--timeout={TIMEOUT_S}", "--tempdir=/tmp",
-                  f"--junit-xml={base}.xml", *names]  # fmt: skip
+                  f"--junit-xml={base}.xml", *(f"--ignore={pattern}" for pattern in IGNORED), *names]  # fmt: skip
         env = [
             "env",
             "-i",
@@ -272,7 +271,7 @@ def result(outside: Outcomes, inside: Outcomes, second: tuple[Outcomes, Outcomes
     if unsteady:
         told = ", ".join(f"{each.name} ({each.outside}, {each.inside})" for each in unsteady)
         made.notes.append(f"Unsteady, the same in a second run: {told}.")
-    made.notes += [f"Not run: {name}: {reason}." for name, reason in NOT_RUN.items()]
+    made.notes += [f"Not run: {name}: {reason}." for name, reason in {**NOT_RUN, **IGNORED}.items()]
     made.problems += [
         f"{each.name}: {each.outside} outside, {each.inside} inside"
         for each in real if not each.reason
@@ -299,8 +298,3 @@ def _short(name: str) -> str:
 
 def _text(path: str) -> str:
     return Path(path).read_text(errors="replace") if os.path.exists(path) else ""
-
-
-def dumped(each: Outcomes) -> str:
-    """As JSON."""
-    return json.dumps({"files": each.files, "cases": each.cases})

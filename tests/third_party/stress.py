@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.conformance.session import session
 from tests.support import running_daemon
 from tests.third_party.tools import Result, image_with, package, say, with_image
-from tests.third_party.torment import CAPS, CONFIG, HEAD, Seen, figures, observe
+from tests.third_party.torment import CAPS, CONFIG, HEAD, Seen, failures, figures, observe
 from tests.third_party.watch import SAME, Watch
 
 __all__ = ["CLASSES", "EXCLUDED", "Run", "judged", "measure", "result", "run_classes"]
@@ -78,6 +78,7 @@ def run_classes(names: tuple[str, ...]) -> tuple[dict[str, list[Run]], list[str]
                     if runs[name][-1].fate == "stuck":
                         problems.append(f"{stressor} did not end within {GIVE_UP_S:g} s")
                 problems += [f"after class {name}: {text}" for text in watch.changes()]
+                problems += [f"in class {name}, daemon: {text}" for text in failures(daemon)]
                 say(f"{name}: {dict(collections.Counter(each.fate for each in runs[name]))}")
     with contextlib.suppress(OSError):
         WORK.rmdir()

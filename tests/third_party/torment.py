@@ -9,11 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxkernel.client import SandboxClient
-from sandboxkernel.errors import SandboxError
+from sandboxkernel.errors import KernelNotRunning
 from sandboxkernel.models import KernelCreate
 from tests.conformance.session import Session
+from tests.support import RunningDaemon
 
-__all__ = ["CAPS", "CONFIG", "CPUS", "HEAD", "MEMORY", "PIDS", "Seen", "figures", "observe"]
+__all__ = [
+    "CAPS",
+    "CONFIG",
+    "CPUS",
+    "HEAD",
+    "MEMORY",
+    "PIDS",
+    "Seen",
+    "failures",
+    "figures",
+    "observe",
+]
 
 MEMORY, CPUS, PIDS = 512 << 20, 1.0, 128
 CAPS = f"{MEMORY >> 20} MiB, {CPUS:g} processor and {PIDS} processes"
@@ -97,7 +109,7 @@ def observe(
                 seen.reason, seen.code = shown.exit.reason, shown.exit.code
                 seen.memory_peak = max(seen.memory_peak, shown.exit.memory_peak_bytes or 0)
                 break
-            with contextlib.suppress(SandboxError):  # it ends between two questions
+            with contextlib.suppress(KernelNotRunning):  # it ends between two questions
                 stats = client.stats(kernel_id)
                 now = time.monotonic()
                 first = first or (now, stats.cpu_usage_s)
@@ -114,6 +126,12 @@ def observe(
         seen.seconds = round(time.monotonic() - began, 2)
         seen.output = b"".join(client.logs(kernel_id)).decode(errors="replace")
     return seen
+
+
+def failures(daemon: RunningDaemon) -> list[str]:
+    """What the daemon's log tells as its own failure."""
+    lines = daemon.log_path.read_text(errors="replace").splitlines()
+    return [line for line in lines if "internal error" in line or "Traceback" in line]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conformance.session import session
 from tests.support import running_daemon
 from tests.third_party.tools import Result, image_with, package, say, with_image
-from tests.third_party.torment import CAPS, CONFIG, HEAD, Seen, figures, observe
+from tests.third_party.torment import CAPS, CONFIG, HEAD, Seen, failures, figures, observe
 from tests.third_party.watch import SAME, Watch
 
 __all__ = ["measure"]
@@ -70,6 +70,7 @@ def measure() -> list[Result]:
                     for each in seen
                 ]
                 say(f"trinity: {result.rows[-1]}")
+            result.problems += [f"daemon: {text}" for text in failures(daemon)]
     with contextlib.suppress(OSError):
         WORK.rmdir()
     result.notes.append(
