@@ -268,6 +268,12 @@ def result(outside: Outcomes, inside: Outcomes, second: tuple[Outcomes, Outcomes
             cells = [str(counts[kind]) for kind in ("passed", "failed", "skipped")]
             made.rows.append([f"{what}, {place}", *cells])
     made.notes.append(_reasons(real))
+    both = [
+        name for name, said in outside.files.items() if said == "failed" == inside.files.get(name)
+    ]
+    made.notes.append(
+        f"Files in which something fails in both: {', '.join(sorted(both)) or 'none'}."
+    )
     if unsteady:
         told = ", ".join(f"{each.name} ({each.outside}, {each.inside})" for each in unsteady)
         made.notes.append(f"Unsteady, the same in a second run: {told}.")
