@@ -422,8 +422,7 @@ class Sandbox:
     async def delete_container(self) -> None:
         """Give back what the launcher holds of the last start. Idempotent."""
         spec, self._init_pid = self._spec, None
-        path = spec.cgroups_path if spec is not None else self.left_cgroup
-        if path:
+        if path := spec.cgroups_path if spec is not None else self.left_cgroup:
             await self.runtime.launcher.request_again(
                 "delete", container_id=self.id, cgroups_path=path
             )
@@ -435,11 +434,9 @@ class Sandbox:
             self._claim = None
 
     def _require_process(self) -> Process:
-        if self.process is None or self._spec is None:  # without a spec its container is going
-            state = self.state if self.process is None else "ending"
-            raise KernelNotRunning(
-                f"kernel {self.request.kernel_id} is {state}", hint="Restart it first."
-            )
+        if self.process is None or self._init_pid is None:  # its container is being removed
+            what = f"kernel {self.request.kernel_id} is {'ending' if self.process else self.state}"
+            raise KernelNotRunning(what, hint="Restart it first.")
         return self.process
 
     def spec(self) -> Spec:
