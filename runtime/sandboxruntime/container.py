@@ -360,11 +360,14 @@ def _wait_for_joined(context: Context, child: int) -> NoReturn:
         close_all_but((context.exit_fd, context.status_fd))
         # Without the check of capabilities.drop_all(): our /proc/self is in another namespace.
         capabilities.drop_bounding()
-        syscalls.capset(0, 0, 0)
         syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.capset(0, 0, 0)  # last: the child, which may be another user by now, can be killed
     except BaseException as exc:
-        os.kill(child, signal.SIGKILL)  # nobody would wait for it
-        report_failure(context.status_fd, Step.CLONE, exc)
+        try:
+            os.kill(child, signal.SIGKILL)  # nobody would wait for it
+            os.waitpid(child, 0)  # or the host's init has to
+        finally:
+            report_failure(context.status_fd, Step.CLONE, exc)
     os.close(context.status_fd)
     try:
         _, status = os.waitpid(child, 0)

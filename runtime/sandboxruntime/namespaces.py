@@ -86,9 +86,11 @@ def make_user_namespace(
     parent = os.getpid()
     pid, pidfd = syscalls.clone3(CloneFlag.NEWUSER)
     if pid == 0:
-        end_with_parent(parent)
-        signal.pause()
-        os._exit(0)
+        try:
+            end_with_parent(parent)
+            signal.pause()
+        finally:
+            os._exit(0)  # whatever happens: the caller goes on in one process
     try:
         write_id_maps(pid, uid_mappings, gid_mappings)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -6,6 +6,7 @@ control. An attack that fails both times proves nothing, so the control is compa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -608,3 +609,28 @@ def test_the_holder_of_a_user_namespace_ends_with_its_maker(
     except AssertionError:
         os.kill(holder, signal.SIGKILL)
         raise
+
+
+def test_one_process_returns_from_the_making_of_a_user_namespace() -> None:
+    """Its holder would go on as a second launcher where it cannot be told to end with the first."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.prctl = _refused
+            namespaces.write_id_maps = lambda holder, *_: os.waitid(
+                os.P_PID, holder, os.WEXITED | os.WNOWAIT
+            )
+            with contextlib.suppress(OSError):
+                namespaces.make_user_namespace((), ())
+            os.write(write, b"x")
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    assert os.read(read, 10) == b"x"
+    os.close(read)
+
+
+def _refused(*_: object) -> int:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
