@@ -166,8 +166,7 @@ class Launcher:
         return {"released": self._host.mounts.forget(message["upper"])}
 
     def _unpark(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
-        if (spare := self._take_spare(message["spare"])) is not None:
-            spare.discard()
+        self._discard(message["spare"])
 
     def _source(self, message: dict[str, Any]) -> tuple[str, Zygote | Spare | None]:
         spare = self._take_spare(message.get("spare") or "")
@@ -185,17 +184,26 @@ class Launcher:
         self._spares[name] = spare
 
         def on_exit() -> None:
-            if self._take_spare(name) is not None:
-                spare.discard()
-                self._send({"event": "spare_exit", "spare": name})
+            self._discard(name)
+            self._send({"event": "spare_exit", "spare": name})
 
         self._selector.register(spare.child.pidfd, selectors.EVENT_READ, partial(_survive, on_exit))
 
     def _take_spare(self, name: str) -> Spare | None:
         spare = self._spares.pop(name, None)
         if spare is not None:
-            self._selector.unregister(spare.child.pidfd)
+            with contextlib.suppress(KeyError, ValueError):  # one that could not be discarded
+                self._selector.unregister(spare.child.pidfd)
         return spare
+
+    def _discard(self, name: str) -> None:
+        if (spare := self._take_spare(name)) is None:
+            return
+        try:
+            spare.discard()
+        except BaseException:
+            self._spares[name] = spare  # the next request goes on with it
+            raise
 
     def _find(self, container_id: str) -> Container:
         try:
@@ -213,16 +221,20 @@ class Launcher:
     def _on_exit(self, container: Container) -> None:
         self._selector.unregister(container.exit_fd)
         container.exited = True
-        usage = container.cgroup.usage()
-        self._send(
-            {
-                "event": "exit",
-                "container_id": container.spec.container_id,
-                "wait_status": containers.read_exit(container.exit_fd),
-                "oom_kills": max(usage.oom_kills, int(container.out_of_memory)),
-                "memory_peak_bytes": usage.memory_peak_bytes,
-            }
-        )
+        event: Message = {
+            "event": "exit",
+            "container_id": container.spec.container_id,
+            "wait_status": containers.read_exit(container.exit_fd),
+            "oom_kills": int(container.out_of_memory),
+            "memory_peak_bytes": 0,
+        }
+        try:
+            usage = container.cgroup.usage()
+            event["oom_kills"] = max(usage.oom_kills, event["oom_kills"])
+            event["memory_peak_bytes"] = usage.memory_peak_bytes
+        except OSError:  # the end must be told all the same: everybody waits for it
+            sys.stderr.write(traceback.format_exc())
+        self._send(event)
 
     def _on_oom(self, container: Container) -> None:
         """One process over the limit ends the whole sandbox: a half-dead kernel helps nobody."""

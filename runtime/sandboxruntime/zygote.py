@@ -76,21 +76,23 @@ class Zygote:
     def ask(self, cgroup: Cgroup) -> socket.socket:
         """Ask for a child in this cgroup; receive() takes the answer. Raises OSError."""
         cgroup.admit(self._spec.process.gid, self._spec.cgroups_path)
-        task_fds, directory_fd = cgroup.entry_fds(), cgroup.directory_fd()
-        into = [directory_fd] if directory_fd >= 0 else []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds: list[int] = []
         try:
+            fds += (task_fds := cgroup.entry_fds())
+            if (directory_fd := cgroup.directory_fd()) >= 0:
+                fds.append(directory_fd)
             ours.settimeout(DEADLINE_S)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            fds = [theirs.fileno(), *task_fds, *into]
-            send_message(self._control, {"op": "fork", "tasks": len(task_fds)}, fds)
+            message = {"op": "fork", "tasks": len(task_fds)}
+            send_message(self._control, message, [theirs.fileno(), *fds])
             return ours
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-            close_fds([*task_fds, *into])
+            close_fds(fds)
 
     def receive(self, sock: socket.socket) -> Child:
         """The child that was asked for on this socket. Raises OSError."""
@@ -152,10 +154,12 @@ class Spare:
             self.cgroup.update(spec.limits)
 
     def discard(self) -> None:
-        """End it and remove its cgroup."""
+        """End it and remove its cgroup. One that has failed can be repeated."""
         self.child.sock.close()
         self.cgroup.kill()
-        end(self.child.pidfd)
+        if self.child.pidfd >= 0:
+            end(self.child.pidfd)
+            self.child.pidfd = -1
         self.cgroup.remove()
 
 

@@ -106,7 +106,10 @@ class Populator:
 
     def __call__(self) -> None:
         """Now, in this process. Where Linux cannot, they come one by one as always."""
-        pidfd = os.pidfd_open(os.getpid())
+        try:
+            pidfd = os.pidfd_open(os.getpid())
+        except OSError:
+            return
         for advice, vector, total in self._calls:
             done = _syscall(
                 NR_PROCESS_MADVISE, ctypes.c_long(pidfd), ctypes.byref(vector),

@@ -8,6 +8,7 @@ confined and verified. One thread, or it refuses to serve.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -80,7 +81,8 @@ def _serve(control: socket.socket, populate: Populate) -> Taken:
         try:
             pid, pidfd = syscalls.clone3(NAMESPACES, cgroup_fd=into[0] if into else -1)
         except OSError as exc:
-            start.send(str(exc).encode())
+            with contextlib.suppress(OSError):  # the launcher may have given up on this one
+                start.send(str(exc).encode())
             pid, pidfd = -1, -1
         if pid == 0:
             control.close()
@@ -100,6 +102,7 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
     from sandboxruntime.steps import Step
     from sandboxruntime.zygote import BORN
 
+    born = False
     try:
         syscalls.prctl(init.PR_SET_DUMPABLE, 0)
         os.chdir("/")
@@ -115,6 +118,7 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         kernels_end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         start.send(BORN)  # the launcher maps the ids while the kernel's process is forked
+        born = True
         child = os.fork()
         if child == 0:
             ours.close()
@@ -122,8 +126,12 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
         kernels_end.close()
         attach_fd = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # any directory does
         context = _receive_orders(start, attach_fd)
-    except BaseException:
-        os._exit(70)  # the launcher sees its sockets close
+    except BaseException as exc:
+        try:
+            if not born:  # or it would not listen
+                start.send(str(exc).encode()[:4000])
+        finally:
+            os._exit(70)  # the launcher sees its sockets close
 
     def share_root(context: init.Context) -> None:
         init.CREATE_STEPS[Step.PIVOT](context)  # moves the child's root and directory, too
@@ -196,8 +204,11 @@ def _receive_orders(start: socket.socket, attach_fd: int) -> Any:
     )
     if message["fail_at"]:
         context.fail_at = Step(message["fail_at"])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+    try:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    except BaseException as exc:
+        init.report_failure(context.status_fd, Step.IDMAP, exc)
     return context
 
 
