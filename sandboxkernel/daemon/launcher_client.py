@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -14,13 +15,16 @@ from typing import Any
 
 import sandboxruntime
 from sandboxkernel.daemon.problems import error_from_launcher
-from sandboxkernel.errors import LauncherLost, SandboxError
+from sandboxkernel.errors import KernelStartFailed, LauncherLost, SandboxError
 from sandboxruntime.channel import close_fds, recv_message, send_message
 
 __all__ = ["LauncherClient"]
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT_S = 20.0  # a former launcher may be in the middle of a start, and is waited for
 AGAIN_MAX = 5  # how often a request that may be repeated survives a launcher that is killed
+AGAIN_AFTER_S = (0.05, 0.5)  # and an operation of Linux that fails: so long later it is asked again
 # -I -S: no environment, no site, no user directory; only the standard library and this package.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -104,13 +108,23 @@ class LauncherClient:
         return await self._send(op, fds or [], members)
 
     async def request_again(self, op: str, **members: Any) -> dict[str, Any]:
-        """The reply to a request that may be repeated: it survives the loss of the launcher."""
+        """The reply to a request that may be repeated: what ends and removes.
+
+        It survives the loss of the launcher, and an operation that fails for a moment.
+        """
+        pauses = iter(AGAIN_AFTER_S)
         for _ in range(AGAIN_MAX):
             try:
                 return (await self.request(op, **members))[0]
             except LauncherLost:
                 if self._stopped:
                     raise
+            except KernelStartFailed as exc:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                log.warning("%s is asked for again: %s", op, exc)
+                await asyncio.sleep(pause)
         raise LauncherLost(f"{AGAIN_MAX} launchers were lost during one {op}")
 
     async def _send(

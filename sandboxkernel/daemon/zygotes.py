@@ -329,9 +329,13 @@ class Zygotes:
         if self._current.get(zygote.key) is zygote:
             del self._current[zygote.key]
         await zygote.spares.close()
-        await self._runtime.launcher.request_again("retire_zygote", container_id=zygote.lease.id)
-        if zygote.process is not None:
-            zygote.process.kill()  # one that is wedged does not see that nobody asks any more
+        try:
+            await self._runtime.launcher.request_again(
+                "retire_zygote", container_id=zygote.lease.id
+            )
+        finally:
+            if zygote.process is not None:
+                zygote.process.kill()  # one that is wedged does not see that nobody asks any more
 
     async def _release(self, zygote: Zygote) -> None:
         """Delete the container and give everything back. Idempotent."""
