@@ -41,7 +41,9 @@ _run_dirs: set[Path] = set()
 FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 
 
-def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30.0, what: str = "") -> Any:
+def wait_until(
+    condition: Callable[[], Any], *, timeout_s: float = 30.0, what: str = "", every_s: float = 0.02
+) -> Any:
     """Poll until true; the only place of the tests that sleeps."""
     timeout_s *= SLOWDOWN
     deadline = time.monotonic() + timeout_s
@@ -51,7 +53,7 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float = 30.0, what: s
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @dataclass
@@ -295,12 +297,16 @@ def _of_another_session(cgroups: str) -> bool:
     return "/sandboxkernel" in cgroups and f"/{CGROUP_PARENT}/" not in cgroups
 
 
-def _cgroup_parents() -> list[Path]:
-    """Ours, in every hierarchy that is mounted: other executors use more of them than we do."""
+def cgroup_points() -> list[Path]:
+    """Where every hierarchy is mounted: other executors use more of them than we do."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
     layout = read_layout()
     points = {*layout.hierarchies().values(), *parse_others(mountinfo, layout)}
-    return [path for point in sorted(points) if (path := Path(point) / CGROUP_PARENT).is_dir()]
+    return [Path(point) for point in sorted(points)]
+
+
+def _cgroup_parents() -> list[Path]:
+    return [path for point in cgroup_points() if (path := point / CGROUP_PARENT).is_dir()]
 
 
 def remove_cgroups() -> None:

@@ -1,169 +1,207 @@
-"""One operation at a time: it fails, and what that did to the host is looked at."""
+"""A launcher whose operations can fail, what it holds, and what is asked of it."""
 
 from __future__ import annotations
 
+import array
 import contextlib
-import errno
+import dataclasses
+import functools
 import os
 import shutil
 import socket
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sandboxkernel.daemon.plan import CONNECTION_FILE
 from sandboxkernel.errors import SandboxError
-from sandboxruntime.cgroup import read_layout
 from sandboxruntime.channel import close_fds
-from sandboxruntime.errors import VerifyError
-from sandboxruntime.handover import Payload, encode_payload
+from sandboxruntime.errors import ContainerError
+from sandboxruntime.handover import Payload, encode_payload, read_result
 from sandboxruntime.spec import Credentials, Spec
-from tests.faults.injector import COUNT_ONLY, VARIABLE, Switch
-from tests.faults.tolerated import ends_by_itself, may_leave, reason_for
-from tests.harness import Harness, harness, make_spec
-from tests.support import CGROUP_PARENT, ROOT, wait_until
+from tests.faults.injector import SIZE, VARIABLE, Switch
+from tests.faults.record import Found
+from tests.harness import Attempt, Harness, harness, make_spec
+from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, cgroup_points, wait_until
 
-ERRNOS = ("EPERM", "ENOSYS", "EINVAL", "ENOMEM", "EIO")
-SCENARIOS = ("cold", "exec", "delete", "runc")
+__all__ = [
+    "Scene", "delete", "name_of", "our_cgroups", "pass_on", "run_exec", "scene", "start", "tidy",
+]  # fmt: skip
+
 OWNER = Credentials(12345, 12345)
-_PATCH = f"""
+POLL_S = 0.002
+STANDS = "exec sleep 600"
+_SOCKETS = 5  # of a kernel
+PATCH = f"""
+import os
 sys.path.insert(1, {str(ROOT)!r})
-from tests.faults.injector import install
-install()
+from tests.faults.injector import in_launcher
+in_launcher(os.environ[{VARIABLE!r}])
 """
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One operation of a scenario, by number and by name, and what it failed with."""
-
-    scenario: str
-    number: int
-    code: int
-    label: str
-
-    def __str__(self) -> str:
-        name = errno.errorcode.get(self.code, "")
-        return f"{self.scenario} {self.number} {name} {self.label}"
-
-
-@dataclass
-class Found:
-    """What a run has seen. `problems` is empty where everything is as promised."""
-
-    points: dict[str, int] = field(default_factory=dict)
-    faults: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    tolerated: Counter[str] = field(default_factory=Counter)
-    user_code_ran: list[str] = field(default_factory=list)
-    leaks: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def is_clean(self) -> bool:
-        return not (self.user_code_ran or self.leaks or self.problems)
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "points": self.points,
-            "faults": dict(self.faults),
-            "refused at": dict(self.refused.most_common()),
-            "tolerated": dict(sorted(self.tolerated.items())),
-            "starts of user code": len(self.user_code_ran),
-            "leaks": self.leaks,
-            "problems": self.problems,
-        }
 
 
 @dataclass
 class Scene:
-    """A launcher whose operations can fail, the work folder of its sandboxes, and the findings."""
+    """A launcher with the switch in it, the work folder and layer of its sandboxes, the findings.
+
+    `spec` is one of a container that the launcher makes; `fresh` ones differ in their names only,
+    so that the next start has the layer of the one that failed. `sockets` are a kernel's.
+    """
 
     running: Harness
     switch: Switch
+    switch_fd: int
     work: Path
+    spec: Spec
+    sockets: list[socket.socket]
     found: Found = field(default_factory=Found)
+    created: bool = False  # the launcher has made a container since this was reset
+    plans: Any = None  # a zygotes.Template, where zygotes are made
+    zygote: Any = None  # a zygotes.Standing, where one serves
 
     @property
     def canary(self) -> Path:
+        """What a program in a sandbox makes first of all."""
         return self.work / "ran"
+
+    def fresh(self, **changes: Any) -> Spec:
+        """A spec with a name of its own."""
+        name = uuid.uuid4().hex[:12]
+        return dataclasses.replace(
+            self.spec, container_id=name, hostname=name,
+            cgroups_path=f"{CGROUP_PARENT}/harness/{name}", **changes,
+        )  # fmt: skip
 
     def held(self) -> dict[str, Any]:
         """Everything that the launcher holds, and whose rights it acts with."""
         pid = self.running.pid
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return {
-            "children": Path(f"/proc/{pid}/task/{pid}/children").read_text().split(),
+        mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+        held = {
+            "children": _children(pid),
             "cgroups": our_cgroups(),
             "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
-            "mounts": Path(f"/proc/{pid}/mountinfo").read_text().count(self.running.staging),
+            "mounts": mounts.count(self.running.staging),
             "rights": [x for x in status if x.split(":")[0] in ("Uid", "Gid", "Groups", "Umask")],
             "staging": len(os.listdir(f"/proc/{pid}/root{self.running.staging}")),
             "records": os.path.exists(f"{self.running.staging}.oci"),
         }
+        if self.zygote is not None:
+            pid = self.zygote.pid
+            held["the zygote's children"] = _children(pid)
+            held["the zygote's descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        return held
 
 
-def our_cgroups() -> list[str]:
-    return [
-        str(path)
-        for base in read_layout().hierarchies().values()
-        for path in (Path(base) / CGROUP_PARENT / "harness").glob("*")
-        if path.is_dir()
-    ]
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def our_cgroups() -> dict[str, list[str]]:
+    """Those of this run's sandboxes, in every hierarchy that is mounted, and their processes."""
+    found = {}
+    for point in _points():
+        with contextlib.suppress(FileNotFoundError):  # one that is gone, or not there yet
+            for entry in os.scandir(point / CGROUP_PARENT / "harness"):
+                if entry.is_dir():
+                    found[entry.path] = Path(entry.path, "cgroup.procs").read_text().split()
+    return found
+
+
+@functools.cache
+def _points() -> list[Path]:
+    return cgroup_points()
 
 
 @contextlib.contextmanager
-def scene() -> Iterator[Scene]:
+def scene(*, executor: str = "") -> Iterator[Scene]:
     """A launcher with the switch in it."""
     folder = Path(tempfile.mkdtemp(prefix="skt-faults-", dir="/srv"))
     work = folder / "work"
     work.mkdir()
     os.chown(work, OWNER.uid, OWNER.gid)
     folder.chmod(0o755)
-    switch = Switch(folder / "switch")
-    try:
-        with harness(patch=_PATCH, env={VARIABLE: str(folder / "switch")}) as running:
-            yield Scene(running, switch, work)
-    finally:
-        shutil.rmtree(folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        fd = os.memfd_create("faults")
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, SIZE)
+        switch = Switch(fd)
+        sockets = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(_SOCKETS)]
+        for number, each in enumerate(sockets):
+            each.bind(str(folder / f"socket-{number}"))
+            each.listen()
+        spec = stack.enter_context(make_spec(work=work, owner=OWNER, executor=executor))
+        env = {VARIABLE: f"/proc/{os.getpid()}/fd/{fd}"}
+        running = stack.enter_context(harness(patch=PATCH, env=env))
+        yield Scene(running, switch, fd, work, spec, sockets)
 
 
-def hand_over(stage: Scene, sock: socket.socket) -> bytes:
-    """Give the process its program; what it says before its exec, nothing if that succeeded."""
-    argv = ["/bin/sh", "-c", f"echo ran > {stage.canary}; exec sleep 600"]
-    env = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+def pass_on(sock: socket.socket, payload: Payload, fds: list[int]) -> str:
+    """Give a process its program; why it has not executed that, "" if it has."""
+    frame = encode_payload(payload)
     try:
-        sock.sendall(encode_payload(Payload(argv=argv, env=env, cwd="/home/sandbox")))
-        return sock.recv(65536)
+        sock.sendmsg([frame[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        sock.sendall(frame[1:])
+        said = b""
+        while chunk := sock.recv(65536):
+            said += chunk
     except ConnectionError as exc:  # it has ended before it took anything
-        return str(exc).encode()
+        return str(exc)
+    failure = read_result(said).failure
+    return failure[1] if failure is not None else ""
 
 
-def start(stage: Scene, spec: Spec) -> str:
+def _program(stage: Scene, then: str) -> Payload:
+    return Payload(
+        argv=["/bin/sh", "-c", f"echo ran > {stage.canary}; {then}"],
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+        cwd="/home/sandbox",
+        files={CONNECTION_FILE: "{}"},
+    )
+
+
+def hand_over(stage: Scene, sock: socket.socket, then: str = STANDS) -> str:
+    """Give a process its program, and a kernel's sockets; as start()."""
+    failure = pass_on(sock, _program(stage, then), [each.fileno() for each in stage.sockets])
+    return f"hand_over: {failure}" if failure else ""
+
+
+def start(stage: Scene, spec: Spec, **source: str) -> str:
     """Create, verify from outside, hand over; "" on success, otherwise who refused."""
     try:
-        attempt = stage.running.create(spec, timeout_s=20)
+        attempt = stage.running.create(spec, timeout_s=DEADLINE_S, **source)
     except SandboxError as exc:
         return name_of(exc)
     except AssertionError:
+        stage.created = True
         return "hand_over: ended without a greeting"
+    stage.created = True
     try:
-        try:
-            attempt.verify()
-        except (VerifyError, OSError) as exc:
-            return f"step verify: {exc}"
-        failure = hand_over(stage, attempt._hand)
-        return f"hand_over: {failure!r}" if failure else ""
+        refusal = judged(attempt)
+        if not refusal and source and attempt.reply["path"] == "cold":
+            return "unnamed: a cold start, and nobody asked for it"
+        return refusal or hand_over(stage, attempt._hand)
     finally:
         attempt.close()
+
+
+def judged(attempt: Attempt) -> str:
+    """Outside verification; as start(). A process that has ended may show any part of itself."""
+    try:
+        attempt.verify()
+    except (ContainerError, OSError) as exc:
+        return f"step verify: {exc}"
+    return ""
 
 
 def run_exec(stage: Scene, spec: Spec) -> str:
     """One more process in a running container; as start()."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(20)
+    ours.settimeout(DEADLINE_S)
     read, write = os.pipe()
     try:
         fds = [theirs.fileno(), write]
@@ -172,8 +210,7 @@ def run_exec(stage: Scene, spec: Spec) -> str:
         assert reply["exec_id"]
         if not ours.recv(64):
             return "hand_over: ended without a greeting"
-        failure = hand_over(stage, ours)
-        return f"hand_over: {failure!r}" if failure else ""
+        return hand_over(stage, ours, "true")
     except SandboxError as exc:
         return name_of(exc)
     finally:
@@ -183,12 +220,13 @@ def run_exec(stage: Scene, spec: Spec) -> str:
 
 
 def delete(stage: Scene, spec: Spec) -> str:
-    """End and remove; as start()."""
+    """End and remove a container, and unmount its root; as start()."""
     try:
         stage.running.request(
             "delete", container_id=spec.container_id, cgroups_path=spec.cgroups_path
         )
-        return ""
+        released = stage.running.request("forget", upper=spec.rootfs.upper)["released"]
+        return "" if released else "unnamed: the layer is still in use"
     except SandboxError as exc:
         return name_of(exc)
 
@@ -198,115 +236,21 @@ def name_of(exc: SandboxError) -> str:
     facts = vars(exc)
     for name in ("step", "feature", "field"):
         if facts.get(name):
-            return f"{name} {facts[name]}"
+            return f"{name} {facts[name]}: {exc}"
     return f"unnamed: {type(exc).__name__}: {exc}"
 
 
 def tidy(stage: Scene, spec: Spec) -> str:
     """Give everything back, as the daemon does after a failure: "" when that succeeded."""
     refused = delete(stage, spec)
-    released = stage.running.request("forget", upper=spec.rootfs.upper)["released"]
     stage.running._events.clear()
-    stage.canary.unlink(missing_ok=True)
-    return refused or ("" if released else "the layer is still in use")
+    return refused
 
 
 def appears(path: Path) -> bool:
     """A program that has been executed says so soon."""
     try:
-        wait_until(path.exists, timeout_s=10)
+        wait_until(path.exists, timeout_s=10, every_s=POLL_S)
     except AssertionError:
         return False
     return True
-
-
-def at_point(stage: Scene, scenario: str, wanted: int, code: int, held: dict[str, Any]) -> bool:
-    """Let one operation of a scenario fail; whether there is one of that number."""
-    executor = "runc" if scenario == "runc" else ""
-    with make_spec(work=stage.work, owner=OWNER, executor=executor) as spec:
-        if scenario in ("exec", "delete"):
-            assert start(stage, spec) == ""
-            assert appears(stage.canary)
-            stage.canary.unlink()
-        act: Callable[[Scene, Spec], str] = {"exec": run_exec, "delete": delete}.get(
-            scenario, start
-        )
-        stage.switch.arm(wanted, code)
-        problem = ""
-        try:
-            outcome = act(stage, spec)
-        except Exception as exc:
-            outcome, problem = "harness", f"{type(exc).__name__}: {exc}"
-        label = stage.switch.disarm()[1]
-        if label:
-            judge(stage, Fault(scenario, wanted, code, label), outcome, problem)
-        refused = tidy(stage, spec)
-    fault = Fault(scenario, wanted, code, label)
-    if refused:
-        stage.found.leaks.append(f"{fault}: cannot be removed afterwards: {refused}")
-    if label:
-        after(stage, fault, held)
-    return bool(label)
-
-
-def judge(stage: Scene, where: Fault, outcome: str, problem: str) -> None:
-    """Hold the outcome of one fault against what is promised."""
-    found, scenario, label = stage.found, where.scenario, where.label
-    found.faults[scenario] += 1
-    if problem:
-        found.problems.append(f"{where}: {problem}")
-    elif outcome == "":
-        found.tolerated[f"{scenario}: {label}"] += 1
-        if not reason_for(label, where.code):
-            found.problems.append(f"{where}: tolerated without a reason")
-        starts = scenario != "delete" and not ends_by_itself(label)
-        if starts and not appears(stage.canary):
-            found.problems.append(f"{where}: said to have started, but has not")
-    else:
-        found.refused[f"{scenario}: {outcome.partition(':')[0]}"] += 1
-        if outcome.startswith("unnamed"):
-            found.problems.append(f"{where}: {outcome}")
-        if stage.canary.exists():
-            found.user_code_ran.append(str(where))
-
-
-def after(stage: Scene, where: Fault, held: dict[str, Any]) -> None:
-    """The next start is good, and then everything is as it was."""
-    with make_spec(work=stage.work, owner=OWNER) as spec:
-        outcome = start(stage, spec)
-        if outcome or not appears(stage.canary):
-            stage.found.problems.append(f"{where}: the next start fails: {outcome}")
-        if outcome := tidy(stage, spec):
-            stage.found.leaks.append(f"{where}: the next start stays: {outcome}")
-    now = stage.held()
-    for kind, value in now.items():
-        if value != held[kind]:
-            if not may_leave(where.label, kind):
-                stage.found.leaks.append(f"{where}: {kind}: {held[kind]} before, {value} after")
-            held[kind] = value
-
-
-def baseline(stage: Scene) -> dict[str, Any]:
-    """What the launcher holds once it has done everything."""
-    for _ in range(2):
-        after(stage, Fault("none", 0, 0, ""), stage.held())
-    stage.found.leaks.clear()  # the first start fills caches
-    return stage.held()
-
-
-def count(stage: Scene, scenario: str) -> int:
-    """How many operations a scenario has."""
-    executor = "runc" if scenario == "runc" else ""
-    with make_spec(work=stage.work, owner=OWNER, executor=executor) as spec:
-        if scenario in ("exec", "delete"):
-            assert start(stage, spec) == ""
-            stage.running._events.clear()
-        stage.switch.arm(COUNT_ONLY)
-        act: Callable[[Scene, Spec], str] = {"exec": run_exec, "delete": delete}.get(
-            scenario, start
-        )
-        assert (outcome := act(stage, spec)) == "", outcome
-        number, _ = stage.switch.disarm()
-        tidy(stage, spec)
-    stage.found.points[scenario] = number
-    return number

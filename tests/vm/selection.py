@@ -144,6 +144,10 @@ LEFT_OUT = {
     "tests/integration/test_zygotes.py::test_without_memory_to_spare_nothing_is_made_ahead": (
         "the daemon's policy"
     ),
+    "tests/integration/test_faults.py::"
+    "test_an_operation_that_fails_costs_a_daemon_no_start_and_no_removal": "the daemon's policy",
+    "tests/integration/test_faults.py::"
+    "test_a_failing_operation_runs_no_user_code_and_leaves_nothing[zygote]": "minutes here",
     "tests/escape/test_attacks.py::test_the_attack_is_refused"
     "[connect to an abstract socket of the host's from its network]": (
         "the machine's Linux is older than 6.12, which brought Landlock's scopes"
