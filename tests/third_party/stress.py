@@ -75,8 +75,6 @@ def run_classes(names: tuple[str, ...]) -> tuple[dict[str, list[Run]], list[str]
                     )  # fmt: skip
                     runs[name].append(judged(seen))
                     problems += seen.broken()
-                    if runs[name][-1].fate == "stuck":
-                        problems.append(f"{stressor} did not end within {GIVE_UP_S:g} s")
                 problems += [f"after class {name}: {text}" for text in watch.changes()]
                 problems += [f"in class {name}, daemon: {text}" for text in failures(daemon)]
                 say(f"{name}: {dict(collections.Counter(each.fate for each in runs[name]))}")
@@ -142,6 +140,8 @@ def result(runs: Mapping[str, list[Run]], problems: list[str]) -> Result:
         "not have; *out of memory* ends the whole sandbox, as it is meant to. After every class the host "
         f"was compared with before: {SAME}. Others worked on the machine at the same time.",
         _failures(every),
+        "Did not end by themselves, and ended with their sandboxes: "
+        f"{', '.join(run.seen.name for run in every if run.fate == 'stuck') or 'none'}.",
         *(f"Does not run: {name}: {reason}." for name, reason in EXCLUDED.items()),
     ]
     return made
