@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm audit bench bench-peers bench-scale soak endurance crashes faults neighbour third-party fuzz fuzz-guided docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm lanes audit bench bench-peers bench-scale soak endurance crashes faults neighbour third-party fuzz fuzz-guided docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -73,11 +73,12 @@ browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
 	$(BIN)/python -m pytest tests/browser -q
 
 test: check $(BROWSER_STAMP) ## Everything
-	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/hostile tests/browser -q
+	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/hostile tests/browser -q \
+	  --junit-xml=test-results/native.xml
 
 test-runc: $(TEST_STAMP) ## The lanes again, in containers that runc makes
 	SANDBOXKERNEL_TEST_EXECUTOR=runc SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest \
-	  tests/integration tests/escape tests/conformance -q
+	  tests/integration tests/escape tests/conformance -q --junit-xml=test-results/runc.xml
 
 test-docker: $(TEST_STAMP) ## Docker drives the OCI command line, beside runc
 	sh tools/apt-install.sh docker.io
@@ -99,6 +100,9 @@ first-hour: test-package ## The same, and write the page's outputs anew
 test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine that systemd runs
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 	$(BIN)/python -m tests.vm
+
+lanes: ## Write docs/lanes.md from the records of `make test`, `make test-runc` and `make test-vm`
+	$(BIN)/python -m tests.lanes --v1 test-results/*.xml --v2 vm-results/*/junit-*.xml
 
 bench: $(BENCH_STAMP) ## Every metric but those of 500 and more kernels, beside a plain kernel: 15 minutes
 	$(BENCH) --json docs/benchmarks/bench.json
@@ -122,6 +126,7 @@ fuzz: $(TEST_STAMP) ## Made-up requests of every operation of the API, with figu
 
 fuzz-guided: $(TEST_STAMP) ## Made-up bytes for every reader of others' bytes, guided by coverage; SECONDS_IN_ALL=600
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600)
+
 faults: $(TEST_STAMP) ## Every privileged operation of the launcher, of zygotes and forks fails, with every errno; 40 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json
 
@@ -147,4 +152,4 @@ endurance: $(BENCH_STAMP) ## 20 kernels at work for half an hour: nothing stays,
 	$(BENCH).soak --kernels 20 --minutes 30 --json docs/benchmarks/endurance.json
 
 clean: ## Remove what make made
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) build dist test-results vm-results *.egg-info
