@@ -35,6 +35,7 @@ __all__ = ["exec_command", "run_command"]
 HOME = "/home/sandbox"  # docs/architecture.md, "Inside a sandbox"
 IDLE_PROGRAM = ["sleep", "infinity"]
 STDIN_MAX = 1 << 20  # characters; ExecRequest.stdin
+ENDING_S = 10.0
 EXIT_CANNOT_EXECUTE, EXIT_NO_SUCH_PROGRAM, EXIT_KILLED = 126, 127, 128 + signal.SIGKILL
 
 _NO_STDIN = click.option(
@@ -229,7 +230,9 @@ def _tell_about_memory(client: SandboxClient, kernel: Kernel) -> None:
     try:
         usage = client.stats(kernel.id)
     except KernelNotRunning:
-        info = client.inspect(kernel.id).exit
+        # It may be ending still: how it ended is told in a moment.
+        with contextlib.closing(client.watch_exit(kernel.id, kernel.generation)) as watch:
+            info = watch.wait(ENDING_S)
         if info is not None and info.message:
             output.note(f"note: {info.message}")
         return
