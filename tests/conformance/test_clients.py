@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,6 +143,11 @@ def test_jupyter_run(work: Path, daemon: RunningDaemon) -> None:
 
 
 def test_jupyter_console(work: Path, daemon: RunningDaemon) -> None:
+    # As it leaves, it sends a shutdown_request and waits for nothing: that may be lost with it.
+    assert any(_console_ends_its_kernel(work, daemon) for _ in range(3))
+
+
+def _console_ends_its_kernel(work: Path, daemon: RunningDaemon) -> bool:
     done = subprocess.run(
         [*JUPYTER, "console", "--simple-prompt", "--kernel", KERNEL_NAME],
         input="x = 6 * 7\nprint('answer', x)\nimport os; print('pid', os.getpid() < 10)\nexit()\n",
@@ -151,12 +157,16 @@ def test_jupyter_console(work: Path, daemon: RunningDaemon) -> None:
         text=True,
         timeout=TIMEOUT_S,
     )
-    assert "answer 42" in done.stdout, (done.stdout, done.stderr)
-    assert "pid True" in done.stdout
-    # The console sends a shutdown_request and leaves: nobody removes what ended.
-    wait_until(lambda: all(k.state == "exited" for k in daemon.client().kernels()))
-    for kernel in daemon.client().kernels():
-        daemon.client().remove(kernel.id)
+    client = daemon.client()
+    try:
+        assert "answer 42" in done.stdout, (done.stdout, done.stderr)
+        assert "pid True" in done.stdout
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: all(k.state == "exited" for k in client.kernels()), timeout_s=10)
+        return all(kernel.state == "exited" for kernel in client.kernels())
+    finally:
+        for kernel in client.kernels():  # nobody removes what ended
+            client.remove(kernel.id)
 
 
 def test_kernelspec_is_listed(work: Path) -> None:
