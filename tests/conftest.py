@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,9 +14,8 @@ from tests.support import (
     RunningDaemon,
     by_executor,
     host_state,
-    leaks,
+    lasting_leaks,
     running_daemon,
-    wait_until,
     warm_up,
 )
 
@@ -152,15 +149,4 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     request.getfixturevalue("daemon")
     before = host_state()
     yield
-    # Namespaces and dying processes go asynchronously: they get a deadline, not a guess. Once is
-    # enough: at the next look a spare may be in the making.
-    found: dict[str, list[Any]] = {}
-
-    def clean() -> bool:
-        found.clear()
-        found.update(leaks(before))
-        return not found
-
-    with contextlib.suppress(AssertionError):
-        wait_until(clean, timeout_s=10)
-    assert found == {}
+    assert lasting_leaks(before, timeout_s=10) == {}

@@ -32,6 +32,7 @@ NO_RUNC = {
     "tests/vm/test_service.py": "systemd's units; test_reboot.py has kernels of both executors",
 }
 IN_THE_MACHINE = "needs a systemd of its own: runs in the machine alone"
+NOT_PASSED = ("failure", "error", "skipped")
 V2_RUNC = (
     "of the files that run with both executors, what the host has a part in runs with runc, too"
 )
@@ -65,12 +66,9 @@ def read_results(path: Path) -> list[Ran]:
         name = case.get("name", "")
         words = name.partition("[")[2].rstrip("]").split("-")
         by_runc = whole_run or "runc" in words or Path(file).name in ABOUT_RUNC
-        outcome = next((child.tag for child in case if child.tag in _NOT_PASSED), "passed")
+        outcome = next((child.tag for child in case if child.tag in NOT_PASSED), "passed")
         found.append(Ran(file, name, "runc" if by_runc else "native", outcome))
     return found
-
-
-_NOT_PASSED = ("failure", "error", "skipped")
 
 
 def _file_of(classname: str) -> str:

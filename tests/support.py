@@ -330,6 +330,23 @@ def leaks(before: dict[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
+def lasting_leaks(before: dict[str, Any], timeout_s: float) -> dict[str, list[Any]]:
+    """leaks() after waiting for them to go: namespaces and dying processes do so asynchronously.
+
+    Once without any is enough: at the next look a spare may be in the making.
+    """
+    found: dict[str, list[Any]] = {}
+
+    def clean() -> bool:
+        found.clear()
+        found.update(leaks(before))
+        return not found
+
+    with contextlib.suppress(AssertionError):
+        wait_until(clean, timeout_s=timeout_s)
+    return found
+
+
 def connect_unix(path: Path) -> socket.socket:
     """A raw connection to the API."""
     sock = socket.socket(socket.AF_UNIX)

@@ -22,9 +22,8 @@ from tests.support import (
     SLOWDOWN,
     RunningDaemon,
     host_state,
-    leaks,
+    lasting_leaks,
     running_daemon,
-    wait_until,
     warm_up,
 )
 
@@ -94,9 +93,8 @@ class Scene:
 
     def check_leaks(self, before: dict[str, Any], after: str) -> None:
         """Nothing on the host that was not there, once everything settled."""
-        with contextlib.suppress(AssertionError):
-            wait_until(lambda: not leaks(before), timeout_s=15)
-        left = {kind: items[:2] for kind, items in leaks(before).items()}
+        lasting = lasting_leaks(before, timeout_s=15)
+        left = {kind: items[:2] for kind, items in lasting.items()}
         if left:
             self.found.leaks.append({"after": after, **left})
 

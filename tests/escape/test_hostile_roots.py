@@ -23,12 +23,6 @@ from tests.harness import ID_BASE, Harness, harness, make_spec
 CANARY = Path("/srv/sandboxkernel-tests/hostile-roots")
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Harness]:
-    with harness() as found:
-        yield found
-
-
 @pytest.fixture
 def canary() -> Iterator[Path]:
     """A folder of the host's that root of the container may write to."""
@@ -73,12 +67,12 @@ def plant(spec: Spec, path: str, target: str) -> None:
 )
 @pytest.mark.parametrize("path", ["dev", "proc", "run", "tmp"])
 def test_a_link_of_the_image_leads_nowhere(
-    running: Harness, canary: Path, executor: str, path: str, target: str
+    confined: Harness, canary: Path, executor: str, path: str, target: str
 ) -> None:
     before = seen(canary)
     with make_spec(executor=executor) as spec:
         plant(spec, path, target)
-        with pytest.raises(KernelStartFailed) as caught, running.container(spec):
+        with pytest.raises(KernelStartFailed) as caught, confined.container(spec):
             pass
     assert caught.value.step == Step.MOUNTS
     assert seen(canary) == before
@@ -124,7 +118,7 @@ print(json.dumps({path: kind(path) for path in %r}))
 
 @pytest.mark.parametrize("executor", ["", "runc"])
 def test_what_the_image_has_in_dev_and_proc_is_covered(
-    running: Harness, canary: Path, executor: str
+    confined: Harness, canary: Path, executor: str
 ) -> None:
     """A null device that is a link must mask nothing; a console that is one is not bound."""
     before = seen(canary)
@@ -143,7 +137,7 @@ def test_what_the_image_has_in_dev_and_proc_is_covered(
             "/dev/ptmx",
             "/dev/fd",
         ]
-        with running.container(spec) as attempt:
+        with confined.container(spec) as attempt:
             attempt.verify()
             status, output = attempt.run("python3", "-c", LOOK % (names,))
     assert status == 0, output

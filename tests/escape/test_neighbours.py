@@ -84,12 +84,6 @@ def crossing(listener: Attempt, actor: Attempt, path: str) -> list[str]:
     return sorted([*eval(felt), *eval(seen)])
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Harness]:
-    with harness() as found:
-        yield found
-
-
 @pytest.fixture
 def shared() -> Iterator[Path]:
     SHARED.mkdir(parents=True)
@@ -101,8 +95,8 @@ def shared() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def pair(running: Harness, spec: Spec, other: Spec) -> Iterator[tuple[Attempt, Attempt]]:
-    with running.container(spec) as listener, running.container(other) as actor:
+def pair(confined: Harness, spec: Spec, other: Spec) -> Iterator[tuple[Attempt, Attempt]]:
+    with confined.container(spec) as listener, confined.container(other) as actor:
         yield listener, actor
 
 
@@ -115,36 +109,36 @@ def same_user(spec: Spec) -> Spec:
 
 @pytest.mark.parametrize("executor", ["", "runc"])
 def test_locks_and_watches_of_the_image_stay_with_their_user(
-    running: Harness, executor: str
+    confined: Harness, executor: str
 ) -> None:
     """Each user's overlay has inodes of its own. The control: two sandboxes of one user."""
     with make_spec(executor=executor) as ours:
         with (
             make_spec(executor=executor, id_base=OTHERS) as theirs,
-            pair(running, ours, theirs) as (listener, actor),
+            pair(confined, ours, theirs) as (listener, actor),
         ):
             assert crossing(listener, actor, IMAGE_FILE) == []
-        with pair(running, ours, same_user(ours)) as (listener, actor):
+        with pair(confined, ours, same_user(ours)) as (listener, actor):
             assert crossing(listener, actor, IMAGE_FILE) == CROSSES
 
 
-def in_a_shared_folder(running: Harness, file: Path, executor: str = "") -> list[str]:
+def in_a_shared_folder(confined: Harness, file: Path, executor: str = "") -> list[str]:
     """Crossings at a read-only folder of the host that a profile mounts for everybody."""
     bind = Bind(str(file.parent), str(file.parent), Credentials(0, 0), read_only=True)
     with contextlib.ExitStack() as stack:
         specs = [stack.enter_context(make_spec(executor=executor, id_base=base))
                  for base in (ID_BASE, OTHERS)]  # fmt: skip
         both = [dataclasses.replace(spec, binds=(*spec.binds, bind)) for spec in specs]
-        listener, actor = stack.enter_context(pair(running, *both))
+        listener, actor = stack.enter_context(pair(confined, *both))
         return crossing(listener, actor, str(file))
 
 
 @pytest.mark.parametrize("executor", ["", "runc"])
 def test_locks_and_watches_of_a_shared_folder_cross(
-    running: Harness, shared: Path, executor: str
+    confined: Harness, shared: Path, executor: str
 ) -> None:
     """They are the host's own inodes: docs/security.md, What is not promised."""
-    assert in_a_shared_folder(running, shared, executor) == CROSSES
+    assert in_a_shared_folder(confined, shared, executor) == CROSSES
 
 
 def test_leases_and_notices_of_a_shared_folder_would_cross(shared: Path) -> None:
@@ -154,12 +148,12 @@ def test_leases_and_notices_of_a_shared_folder_would_cross(shared: Path) -> None
     assert found == sorted([*CROSSES, "dnotify", "lease"])
 
 
-def test_the_runtimes_own_files_tell_nothing_of_others(running: Harness) -> None:
+def test_the_runtimes_own_files_tell_nothing_of_others(confined: Harness) -> None:
     """Else a user could see when others' kernels start. The control is the shared folder above."""
     path = f"{PACKAGES}/sandboxruntime/guest/pid1.py"
     with (
         make_spec(executor="runc") as ours,
         make_spec(executor="runc", id_base=OTHERS) as theirs,
-        pair(running, ours, theirs) as (listener, actor),
+        pair(confined, ours, theirs) as (listener, actor),
     ):
         assert crossing(listener, actor, path) == []

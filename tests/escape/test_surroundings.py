@@ -22,12 +22,6 @@ from tests.harness import ID_BASE, Harness, harness, make_spec
 WORK = Path("/srv/sandboxkernel-tests/escape")
 
 
-@pytest.fixture(scope="module")
-def confined() -> Iterator[Harness]:
-    with harness() as running:
-        yield running
-
-
 @pytest.fixture
 def work() -> Iterator[Path]:
     WORK.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tests.faults.injector import Operation
 
-__all__ = ["ERRNOS", "Fault", "Found"]
+__all__ = ["ERRNOS", "Failing", "Fault", "Found", "fail_each"]
 
 ERRNOS = ("EPERM", "ENOSYS", "EINVAL", "ENOMEM", "EIO")
 
@@ -61,3 +62,29 @@ class Found:
             "leaks": self.leaks,
             "problems": self.problems,
         }
+
+
+class Failing(Protocol):
+    """A scenario whose operations can fail one at a time."""
+
+    found: Found
+
+    def fail(self, operation: Operation, code: int) -> object:
+        """Let an operation fail with an errno, and look at what that did."""
+
+
+def fail_each(
+    one: Failing,
+    operations: Sequence[Operation],
+    codes: Sequence[int],
+    *,
+    rotate: bool,
+    until: Callable[[], bool],
+) -> None:
+    """Each operation fails with each errno, or with one in turn (`rotate`), until told to stop."""
+    for turn, operation in enumerate(operations):
+        for code in [codes[turn % len(codes)]] if rotate else codes:
+            if until():
+                one.found.problems.append(f"interrupted before {operation}")
+                return
+            one.fail(operation, code)

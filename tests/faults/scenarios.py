@@ -10,7 +10,7 @@ from typing import Any
 
 from sandboxruntime.spec import Spec
 from tests.faults.injector import Operation
-from tests.faults.record import Fault, Found
+from tests.faults.record import Fault, Found, fail_each
 from tests.faults.scene import POLL_S, Scene, appears, delete, run_exec, scene, start, tidy
 from tests.faults.tolerated import ends_by_itself, may_leave, reason_for
 from tests.faults.zygotes import (
@@ -297,10 +297,5 @@ def run(
     with playing(name) as one:
         operations = one.operations()
         one.found.points = len(operations)
-        for turn, operation in enumerate(operations[::every]):
-            for code in [codes[turn % len(codes)]] if rotate else codes:
-                if until():
-                    one.found.problems.append(f"interrupted before {operation}")
-                    return one.found
-                one.fail(operation, code)
+        fail_each(one, operations[::every], codes, rotate=rotate, until=until)
     return one.found

@@ -170,8 +170,8 @@ def hand_over(stage: Scene, sock: socket.socket, then: str = STANDS) -> str:
     return f"hand_over: {failure}" if failure else ""
 
 
-def start(stage: Scene, spec: Spec, **source: str) -> str:
-    """Create, verify from outside, hand over; "" on success, otherwise who refused."""
+def created(stage: Scene, spec: Spec, **source: str) -> Attempt | str:
+    """A container that waits for its program, or who refused it."""
     try:
         attempt = stage.running.create(spec, timeout_s=DEADLINE_S, **source)
     except SandboxError as exc:
@@ -180,6 +180,14 @@ def start(stage: Scene, spec: Spec, **source: str) -> str:
         stage.created = True
         return "hand_over: ended without a greeting"
     stage.created = True
+    return attempt
+
+
+def start(stage: Scene, spec: Spec, **source: str) -> str:
+    """Create, verify from outside, hand over; "" on success, otherwise who refused."""
+    attempt = created(stage, spec, **source)
+    if isinstance(attempt, str):
+        return attempt
     try:
         refusal = judged(attempt)
         if not refusal and source and attempt.reply["path"] == "cold":

@@ -12,17 +12,16 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import Kernel, KernelCreate
 from tests.faults.injector import SIZE, Operation, Switch
-from tests.faults.record import Fault, Found
+from tests.faults.record import Fault, Found, fail_each
 from tests.faults.tolerated import ends_by_itself, reason_for
 from tests.support import (
     RunningDaemon,
     host_state,
-    leaks,
+    lasting_leaks,
     python_inside,
     running_daemon,
     sandbox,
@@ -128,16 +127,7 @@ class Serving:
         except (SandboxError, AssertionError, OSError) as exc:
             self.switch.disarm()
             self.found.problems.append(f"{fault}: {type(exc).__name__}: {exc}")
-        left: dict[str, list[Any]] = {}
-
-        def settled() -> bool:
-            left.clear()
-            left.update(leaks(before))
-            return not left
-
-        with contextlib.suppress(AssertionError):
-            wait_until(settled, timeout_s=SETTLE_S)
-        for kind, items in left.items():
+        for kind, items in lasting_leaks(before, timeout_s=SETTLE_S).items():
             self.found.leaks.append(f"{fault}: {kind}: {items[:2]}")
 
     def _fail_start(self, fault: Fault) -> None:
@@ -210,11 +200,6 @@ def run(
     with serving(name) as one:
         operations = one.operations()
         one.found.points = len(operations)
-        rotate = rotate or one.what.every > 1
-        for turn, operation in enumerate(operations[:: every * one.what.every]):
-            for code in [codes[turn % len(codes)]] if rotate else codes:
-                if until():
-                    one.found.problems.append(f"interrupted before {operation}")
-                    return one.found
-                one.fail(operation, code)
+        chosen = operations[:: every * one.what.every]
+        fail_each(one, chosen, codes, rotate=rotate or one.what.every > 1, until=until)
     return one.found

@@ -33,9 +33,9 @@ from sandboxruntime.cgroup import Limits
 from sandboxruntime.handover import FIRST_FD, Payload
 from sandboxruntime.spec import HAND_OVER_DIR, Spec, to_json
 from tests.faults import injector
-from tests.faults.scene import Scene, judged, name_of, pass_on, tidy
+from tests.faults.scene import Scene, created, judged, name_of, pass_on, tidy
 from tests.harness import ID_BASE
-from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA, SLOWDOWN
+from tests.support import CGROUP_PARENT, ROOT, SHARED_DATA, SLOWDOWN
 
 __all__ = [
     "Standing", "Template", "make", "park", "remove", "renew", "stand_in", "standing", "template", "unpark",
@@ -147,14 +147,9 @@ def _make(stage: Scene, spec: Spec, program: Payload) -> str | Standing:
         for each in (control, control_theirs, ready, ready_theirs):
             stack.enter_context(each)
         ready.settimeout(READY_S)
-        try:
-            attempt = stage.running.create(spec, timeout_s=DEADLINE_S)
-        except SandboxError as exc:
-            return name_of(exc)
-        except AssertionError:
-            stage.created = True
-            return "hand_over: ended without a greeting"
-        stage.created = True
+        attempt = created(stage, spec)
+        if isinstance(attempt, str):
+            return attempt
         stack.callback(attempt.close)
         if refusal := judged(attempt):
             return refusal

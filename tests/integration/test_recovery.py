@@ -25,7 +25,7 @@ from tests.support import (
     RunningDaemon,
     connect_unix,
     host_state,
-    leaks,
+    lasting_leaks,
     python_inside,
     run_inside,
     running_daemon,
@@ -74,9 +74,7 @@ def own() -> Iterator[RunningDaemon]:
 def nothing_stays(own: RunningDaemon) -> Iterator[None]:
     before = host_state()
     yield
-    with contextlib.suppress(AssertionError):
-        wait_until(lambda: not leaks(before), timeout_s=10)
-    assert leaks(before) == {}
+    assert lasting_leaks(before, timeout_s=10) == {}
 
 
 def cold(daemon: RunningDaemon) -> contextlib.AbstractContextManager[Kernel]:

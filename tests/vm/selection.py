@@ -95,7 +95,7 @@ LONG = {
         "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way"
     ),
     "tests/integration/test_zygotes.py::test_kernels_with_a_cap_on_disk_traffic_are_forked_on_demand": (
-        "the same"
+        "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way"
     ),
     "tests/integration/test_zygotes.py::test_a_wedged_zygote_is_passed_by_and_replaced": (
         "test_a_zygote_out_of_memory_costs_a_cold_start"
@@ -162,7 +162,7 @@ LEFT_OUT = {
     ),
     "tests/escape/test_attacks.py::test_without_its_defence_the_attack_succeeds"
     "[make a file without a name in the image's folders]": (
-        "the same: its overlayfs answers EOPNOTSUPP"
+        "a control that the machine's older Linux refuses, too: its overlayfs answers EOPNOTSUPP"
     ),
     "tests/integration/test_confinement_primitives.py::"
     "test_landlock_keeps_signals_and_abstract_sockets_inside": (
