@@ -13,7 +13,7 @@ BENCH_VENV ?= .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed-bench
 BENCH     := $(BENCH_VENV)/bin/python -m tests.benchmarks
 
-.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm lanes audit bench bench-peers bench-scale soak endurance crashes faults neighbour third-party fuzz fuzz-guided docs clean
+.PHONY: help demo lab test check lint types unit integration escape conformance hostile browser test-runc test-docker man deb test-package first-hour test-vm test-vm-all lanes audit bench bench-peers bench-scale soak endurance crashes faults neighbour third-party fuzz fuzz-guided docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -29,7 +29,7 @@ $(STAMP): $(VENV)/bin/python pyproject.toml $(shell find sandboxkernel runtime k
 
 # The programs that tests run in sandboxes (git, compilers, node), another runtime, and OCI's schema.
 $(TEST_STAMP): $(STAMP)
-	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc golang-github-opencontainers-specs-dev groff-base libcap-ng-utils libcap2-bin; fi
+	@if [ "$$(id -u)" = 0 ]; then sh tools/apt-install.sh gcc libc6-dev git nodejs runc bubblewrap golang-github-opencontainers-specs-dev groff-base libcap-ng-utils libcap2-bin; fi
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[test]'
 	@touch $@
 
@@ -73,6 +73,8 @@ browser: $(BROWSER_STAMP) ## JupyterLab in Chromium
 	$(BIN)/python -m pytest tests/browser -q
 
 test: check $(BROWSER_STAMP) ## Everything
+	@# What is not compiled is compiled at every start of a daemon.
+	@$(BIN)/python -m compileall -q sandboxkernel runtime
 	SANDBOXKERNEL_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/integration tests/escape tests/conformance tests/hostile tests/browser -q \
 	  --junit-xml=test-results/native.xml
 
@@ -101,7 +103,11 @@ test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine tha
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 	$(BIN)/python -m tests.vm
 
-lanes: ## Write docs/lanes.md from the records of `make test`, `make test-runc` and `make test-vm`
+test-vm-all: $(TEST_STAMP) ## The same with what takes minutes each: 40 minutes
+	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
+	$(BIN)/python -m tests.vm --all
+
+lanes: ## Write docs/lanes.md from the records of `make test`, `make test-runc` and `make test-vm-all`
 	$(BIN)/python -m tests.lanes --v1 test-results/*.xml --v2 vm-results/*/junit-*.xml
 
 bench: $(BENCH_STAMP) ## Every metric but those of 500 and more kernels, beside a plain kernel: 15 minutes

@@ -237,14 +237,18 @@ def _ours(host: Host, profile: str, kernel: Session, client: SandboxClient) -> S
 # --- others
 
 
-def bwrap(host: Host, rootfs: Path, python: str) -> Subject:
-    """As its manual advises: all namespaces, a new session, no further user namespaces."""
+def bwrap(host: Host, rootfs: Path, python: str, *, without: str = "") -> Subject:
+    """As its manual advises: all namespaces, a new session, no further user namespaces.
+
+    `without` leaves one option out.
+    """
     options = [
         "--unshare-all", "--unshare-user", "--disable-userns", "--new-session",
         "--die-with-parent", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000",
         "--hostname", "sandbox", "--clearenv", "--ro-bind", str(rootfs), "/", "--proc", "/proc",
         "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--chdir", "/",
     ]  # fmt: skip
+    options = [option for option in options if option != without]
     shown = [option if option != str(rootfs) else "ROOTFS" for option in options]
     subject = Subject("bwrap", f"run by an unprivileged user: bwrap {' '.join(shown)}")
     for name, value in host.variables.items():

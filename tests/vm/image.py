@@ -30,7 +30,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2",
     "python3", "python3-venv",
     "gcc", "libc6-dev", "git",  # what tests run in sandboxes
-    "runc", "golang-github-opencontainers-specs-dev",
+    "runc", "golang-github-opencontainers-specs-dev", "bubblewrap",
 )  # fmt: skip
 # Checked on the host: nothing of the machine's.
 NOT_NEEDED = ("mypy", "ruff", "schemathesis>=4")
