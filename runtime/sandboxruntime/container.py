@@ -42,6 +42,8 @@ __all__ = ["Container", "Host", "Joined", "create", "delete", "join", "read_exit
 
 SETUP_DEADLINE_S = 10.0  # a step that takes longer is stuck: on NFS, on a frozen cgroup
 DELETE_S, AGAIN_S = 10.0, 0.2  # for processes to end; everybody else waits meanwhile
+# Pid 1 is a program that another runtime has executed: its interpreter is read from the disk.
+EXECUTED_DEADLINE_S = 20.0
 FORK_DEADLINE_S = 4.0  # a child of a zygote's that takes longer: a cold start is sooner there
 
 
@@ -185,14 +187,17 @@ def create(
             fail_at=host.fail_at,
         )
         if spec.executor is not None:
+            deadline_s = EXECUTED_DEADLINE_S
             pid, pidfd = _have_made(host, context, cgroup, timer, undo)
         elif source is None:
+            deadline_s = SETUP_DEADLINE_S
             pid, pidfd = _clone(host, context, cgroup, timer, undo)
         else:
+            deadline_s = FORK_DEADLINE_S
             pid, pidfd = _order(source, birth, context, timer, undo)
         status.close_write()
         ending.close_write()
-        timings = await_status(status.read, SETUP_DEADLINE_S if source is None else FORK_DEADLINE_S)
+        timings = await_status(status.read, deadline_s)
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
         return Container(

@@ -22,7 +22,9 @@ __all__ = ["LauncherClient"]
 
 log = logging.getLogger(__name__)
 
-READY_TIMEOUT_S = 20.0  # a former launcher may be in the middle of a start, and is waited for
+# A former launcher may be in the middle of a start, and is waited for: of another runtime (oci.py,
+# container.py) twice 20 s.
+READY_TIMEOUT_S = 50.0
 AGAIN_MAX = 5  # how often a request that may be repeated survives a launcher that is killed
 AGAIN_AFTER_S = (0.05, 0.5)  # and an operation of Linux that fails: so long later it is asked again
 # -I -S: no environment, no site, no user directory; only the standard library and this package.
