@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from typing import Any
 from sandboxkernel.daemon.plan import PACKAGES, WRITABLE, python_of
 from sandboxkernel.daemon.problems import error_from_launcher
 from sandboxkernel.images.hostimage import ensure_host_image
-from sandboxkernel.images.store import ImageStore
+from sandboxkernel.images.store import ImageStore, StoredImage
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from sandboxruntime.channel import close_fds, recv_message, send_message
@@ -273,7 +274,7 @@ def make_spec(
     `work` is bound at `at`, by default at its own path, and opened with the rights of `owner`.
     Sandboxes of different users differ in `id_base`.
     """
-    image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
+    image = host_image()
     container_id = uuid.uuid4().hex[:12]
     scratch = SHARED_DATA / "scratch" / container_id
     layers = UserLayers(SHARED_DATA / "users").scratch(scratch, id_base)
@@ -307,3 +308,9 @@ def make_spec(
         yield dataclasses.replace(spec, **changes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@functools.cache
+def host_image() -> StoredImage:
+    """Looked up once: it looks at every file of the environment."""
+    return ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)

@@ -14,7 +14,7 @@ from tests.support import RunningDaemon, sandbox, wait_until, warm_up
 
 RUN = """
 import subprocess, sys
-print(subprocess.run([sys.executable, "-c", {source!r}], capture_output=True, text=True).stdout)
+print(subprocess.run([sys.executable, "-IS", "-c", {source!r}], capture_output=True, text=True).stdout)
 """
 
 

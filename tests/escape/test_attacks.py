@@ -40,7 +40,7 @@ def launch() -> Iterator[Launch]:
                 arrange = attack.arrange or (lambda layer: contextlib.nullcontext({}))
                 values = mine.enter_context(arrange(Path(spec.rootfs.upper)))
                 attempt = mine.enter_context(launcher(lacking, attack.plant).container(spec))
-                _, output = attempt.run("python3", "-c", attack.source(values))
+                _, output = attempt.run("python3", "-IS", "-c", attack.source(values))
             return output.strip().splitlines()[-1] if output.strip() else "no word"
 
         yield run

@@ -25,8 +25,6 @@ from sandboxkernel.daemon.plan import (
     plan_zygote_spec,
 )
 from sandboxkernel.errors import SandboxError
-from sandboxkernel.images.hostimage import ensure_host_image
-from sandboxkernel.images.store import ImageStore
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.limits.profiles import DEFAULT_PROFILE
 from sandboxruntime.cgroup import Limits
@@ -34,7 +32,7 @@ from sandboxruntime.handover import FIRST_FD, Payload
 from sandboxruntime.spec import HAND_OVER_DIR, Spec, to_json
 from tests.faults import injector
 from tests.faults.scene import Scene, created, judged, name_of, pass_on, tidy
-from tests.harness import ID_BASE
+from tests.harness import ID_BASE, host_image
 from tests.support import CGROUP_PARENT, ROOT, SHARED_DATA, SLOWDOWN
 
 __all__ = [
@@ -92,7 +90,7 @@ class Standing:
 @contextlib.contextmanager
 def template(stage: Scene) -> Iterator[None]:
     """A layer for zygotes, one after the other, and how they are made, for the length of a block."""
-    image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
+    image = host_image()
     scratch = SHARED_DATA / "scratch" / uuid.uuid4().hex[:12]
     layers = UserLayers(SHARED_DATA / "users").scratch(scratch, HOST_ID - INSIDE_ID)
     try:

@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 
-from sandboxkernel.images.hostimage import ensure_host_image
-from sandboxkernel.images.store import ImageStore
 from sandboxruntime.bundles.features import default_config
 from sandboxruntime.cgroup import read_layout
 from tests.benchmarks.containers import merged_rootfs
+from tests.harness import host_image
 from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA, wait_until
 
 OURS = (sys.executable, "-m", "sandboxruntime.bundles.command")
@@ -33,7 +32,7 @@ ID_BASE = 0x7E000000
 
 @pytest.fixture(scope="module")
 def rootfs() -> Path:
-    image = ensure_host_image(ImageStore(SHARED_DATA / "images"), progress=lambda _: None)
+    image = host_image()
     name = image.digest.encoded if hasattr(image.digest, "encoded") else str(image.digest)[-16:]
     return merged_rootfs(tuple(image.layer_dirs), SHARED_DATA / "bundles" / name)
 

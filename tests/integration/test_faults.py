@@ -15,6 +15,7 @@ from sandboxkernel.models import KernelCreate
 from sandboxruntime.cgroup import read_layout
 from sandboxruntime.launcher import FAULT_VARIABLE
 from sandboxruntime.steps import CHILD_STEPS, LAUNCHER_STEPS, Step
+from tests.faults import scenarios as faults_scenarios
 from tests.faults import scene as faults_scene
 from tests.faults.record import ERRNOS
 from tests.faults.scenarios import SCENARIOS, playing
@@ -111,7 +112,8 @@ init.CREATE_STEPS[init.Step.HOSTNAME] = passed_over
 """,
     ),
     "leaks": (
-        "mkdir in cgroup.lifecycle._make < cgroup.lifecycle.make_leaf",
+        "os.write in cgroup.files.write_text < cgroup.files._apply < cgroup.files.apply_writes "
+        "< cgroup.group.create",
         "from sandboxruntime.cgroup import lifecycle; lifecycle.undo = lambda *_: None",
     ),
 }
@@ -122,6 +124,7 @@ def test_mistakes_are_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """The control: nothing is found because there is nothing, and not because nobody looks."""
     place, mistake = MISTAKES[kind]
     monkeypatch.setattr(faults_scene, "PATCH", faults_scene.PATCH + mistake)
+    monkeypatch.setattr(faults_scenarios, "SETTLE_S", 1.0)  # what leaks is there for ever
     with playing("cold") as one:
         one.fail([each for each in one.operations() if place in each.label][-1], errno.EIO)
     assert getattr(one.found, kind)
