@@ -57,6 +57,9 @@ def main() -> None:
         "SANDBOXKERNEL_TEST_SLOWDOWN": str(SLOWDOWN),
         "TIME_LIMIT": str(int(options.time_limit - BOOT_S)),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Of packages with a plugin pytest rewrites, and compiles, every module: minutes here.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_PLUGINS": "pytest_timeout",
         "PATH": "/opt/jupyter/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
@@ -123,7 +126,10 @@ def _phases(rest: list[str], machine: str | None, *, long: bool) -> list[Phase]:
         named = selected(machine or "", long=long)
     phases = [Phase([*common, *options, *named])] if named else []
     boots = set(files) & BOOTS.keys() if files else set(MACHINES[machine or ""]) & BOOTS.keys()
-    phases += [Phase([*common, *options, test], then) for test, then in between_boots(boots)]
+    phases += [
+        Phase([*common, *options, test], then)
+        for test, then in between_boots(boots, long=long or bool(files))
+    ]
     return phases
 
 

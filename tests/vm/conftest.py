@@ -20,13 +20,13 @@ UNITS = ROOT / "packaging/systemd"
 SERVICE, SOCKET = "sandboxkernel.service", "sandboxkernel.socket"
 RUN_DIR, DATA_DIR = Path("/run/sandboxkernel"), Path("/var/lib/sandboxkernel")
 CONFIG = """
-course = {"memory": "384M", "cpus": 0.5, "pids": 96}
+course = {"memory": "384M", "cpus": 0.8, "pids": 96}
 c.SandboxKernelDaemon.profiles = {
     "default": {"limits": course, "spares": 1},
     "on_demand": {"limits": {**course, "io_write": "64M"}},
     "cold": {"limits": {**course, "io_write": "64M"}, "zygote": "off"},
     "runc": {"limits": {**course, "io_write": "64M"}, "executor": "runc"},
-    "throwaway": {"limits": course, "ephemeral": True},
+    "throwaway": {"limits": course, "ephemeral": True, "zygote": "off"},
 }
 """
 # A profile, and the way to a kernel that it is here for.
@@ -78,8 +78,8 @@ def install() -> None:
     systemctl("daemon-reload")
 
 
-def start(client: SandboxClient, profile: str = "default") -> Kernel:
-    """A kernel of root's."""
+def start(client: SandboxClient, profile: str = "cold") -> Kernel:
+    """A kernel of root's: of a profile with zygotes its first one calls for them, a minute here."""
     name = f"vm-{profile}-{os.urandom(4).hex()}"
     return client.create(KernelCreate(kernel_id=name, profile=profile))
 

@@ -24,7 +24,7 @@ CONSOLE_TAIL_LINES = 40
 # processors has another machine for its second. "max" but for what Linux takes for a reason to
 # copy and clear pages byte by byte (ERMS), or by one repeated instruction (families that are known
 # to be good at it): an emulator is bad at both, and every fork and every exec clears pages.
-PROCESSOR = "max,-erms,vendor=GenuineIntel,family=15,model=6"
+PROCESSOR = "max,-erms,-la57,-xsave,-avx,-avx2,-pku,vendor=GenuineIntel,family=15,model=6"
 # No mitigations: they guard against a processor's flaws, and this one is a program. A panic
 # reboots, which is the end, unless boots are part of the tests (guest/run then notices). The journal
 # is told as it is written, so that something is known of a machine that hangs.

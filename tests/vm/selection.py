@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from tests.escape.attacks import filtered
+
 __all__ = ["BOOTS", "LEFT_OUT", "LONG", "MACHINES", "PARTS", "WHOLE", "arguments", "between_boots"]
 
 # Files of which everything runs but what LEFT_OUT names.
@@ -28,6 +30,7 @@ WHOLE = (
     "tests/escape/test_neighbours.py",
     "tests/escape/test_hostile_roots.py",
     "tests/escape/test_device_list.py",
+    "tests/escape/test_audit.py",
     "tests/conformance/test_confinement.py",
 )
 # Files of which only these run: what the host has a part in, once each. The rest of them is about
@@ -84,25 +87,51 @@ BOOTS = {
         "test_after_a_reboot": "go on",
     },
 }
-# What takes minutes each in an emulated machine, and runs with `--all` alone; and what has the same
-# answer sooner.
+# What runs with `--all` alone, files and single tests: with it the machines take most of an hour.
+# Each with what says the same sooner.
 LONG = {
+    "tests/integration/test_zygotes.py": (
+        "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way; a zygote is a minute"
+    ),
+    "tests/conformance/test_confinement.py": (
+        "tests/escape/test_attacks.py attacks in a container; the ways to one are told apart on v1"
+    ),
+    "tests/escape/test_audit.py": "tests/escape/test_attacks.py, of which each row is a summary",
+    "tests/escape/test_misconfined.py": (
+        "the verifier reads /proc, which is the same; test_device_list.py has what v2 adds to it"
+    ),
     "tests/integration/test_crashes.py::"
     "test_a_crash_at_a_step_of_a_start_or_an_end_loses_and_leaves_nothing": (
         "test_crashes_at_random_moments_lose_and_leave_nothing"
     ),
-    "tests/integration/test_zygotes.py::test_caps_hold_in_kernels_that_were_forked": (
-        "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way"
-    ),
-    "tests/integration/test_zygotes.py::test_kernels_with_a_cap_on_disk_traffic_are_forked_on_demand": (
-        "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way"
-    ),
-    "tests/integration/test_zygotes.py::test_a_wedged_zygote_is_passed_by_and_replaced": (
-        "test_a_zygote_out_of_memory_costs_a_cold_start"
-    ),
     "tests/integration/test_executors.py::test_a_runtime_that_confines_less_is_caught": (
-        "tests/escape/test_misconfined.py has what our own launcher leaves out"
+        "what the verifier reads is the same on v1"
     ),
+    "tests/integration/test_faults.py::"
+    "test_a_failing_operation_runs_no_user_code_and_leaves_nothing": (
+        "test_a_failing_step_is_named_and_leaves_nothing[cgroup] and its like"
+    ),
+    **{
+        f"tests/integration/test_faults.py::{name}": "a fork's failures; a zygote is a minute"
+        for name in (
+            "test_what_was_found_stays_mended",
+            "test_a_fork_that_was_given_up_costs_no_zygote",
+            "test_a_fork_that_fails_before_it_is_there_says_why",
+        )
+    },
+    "tests/escape/test_hostile_roots.py::test_a_link_of_the_image_leads_nowhere": (
+        "paths inside an image, which no cgroup or init has a part in"
+    ),
+    **{
+        "tests/escape/test_attacks.py::test_without_its_defence_the_attack_succeeds"
+        f"[{attack.name}]": "the filter's answers depend on no cgroup, mount or init"
+        for attack in filtered.ATTACKS
+        if attack.control is not None
+    },
+    **{
+        f"tests/vm/test_reboot.py::{name}": "test_before_a_reset and test_after_a_reset"
+        for name in ("test_before_a_reboot", "test_after_a_reboot")
+    },
 }
 # Files of which nothing runs, and single tests of the above; each with its reason.
 LEFT_OUT = {
@@ -164,6 +193,26 @@ LEFT_OUT = {
     "[make a file without a name in the image's folders]": (
         "a control that the machine's older Linux refuses, too: its overlayfs answers EOPNOTSUPP"
     ),
+    "tests/escape/test_hostile_roots.py::test_links_and_exchanges_change_the_layer_alone": (
+        "makes a file without a name, to which the machine's older overlayfs answers EOPNOTSUPP"
+    ),
+    **{
+        f"tests/integration/test_cgroup_real.py::{name}": "about the hierarchies of v1"
+        for name in (
+            "test_v1_freezer_is_thawed_before_killing",
+            "test_kill_reaches_a_process_that_is_only_in_a_v1_hierarchy",
+            "test_pure_v1_freezes_and_kills_without_the_v2_tree",
+        )
+    },
+    "tests/integration/test_cgroup_real.py::test_devices_outside_the_list_cannot_be_opened": (
+        "of v1's controller; tests/escape/test_device_list.py has v2's"
+    ),
+    **{
+        f"tests/escape/test_misconfined.py::test_a_launcher_that_leaves_it_out_is_found_out[{lack}]": (
+            "systemd mounts /dev nosuid, and Linux lets nobody in a sandbox's namespaces take that away"
+        )
+        for lack in ("nosuid of devices", "nosuid of masks")
+    },
     "tests/integration/test_confinement_primitives.py::"
     "test_landlock_keeps_signals_and_abstract_sockets_inside": (
         "the machine's Linux is older than 6.12, which brought Landlock's scopes"
@@ -179,7 +228,12 @@ LEFT_OUT = {
 # (--durations=0); a test's own daemon is its own, so nothing but time depends on it.
 _SECOND = (
     "tests/integration/test_crashes.py",
+    "tests/integration/test_confinement_primitives.py",
     "tests/escape/test_attacks.py",
+    "tests/escape/test_surroundings.py",
+    "tests/escape/test_neighbours.py",
+    "tests/escape/test_hostile_roots.py",
+    "tests/escape/test_misconfined.py",
     "tests/vm/test_reboot.py",
 )
 MACHINES = {
@@ -190,16 +244,23 @@ MACHINES = {
 
 def arguments(machine: str, *, long: bool = False) -> list[str]:
     """For pytest: what this one of MACHINES runs in its first boot; with what takes long or not."""
-    files = MACHINES[machine]
+    omitted = _omitted(long=long)
+    files = [file for file in MACHINES[machine] if file not in omitted]
     whole = [file for file in files if file in WHOLE]
     parts = [f"{file}::{name}" for file in files for name in PARTS.get(file, ())]
-    omitted = LEFT_OUT if long else [*LEFT_OUT, *LONG]
-    left_out = [name for name in omitted if name.partition("::")[0] in files]
+    left_out = [name for name in omitted if name.partition("::")[0] in whole]
     return [*whole, *parts, *(f"--deselect={name}" for name in left_out)]
 
 
-def between_boots(files: Collection[str]) -> Iterator[tuple[str, str]]:
+def between_boots(files: Collection[str], *, long: bool = False) -> Iterator[tuple[str, str]]:
     """Each test of these files of BOOTS, and what the machine does after it."""
+    omitted = _omitted(long=long)
     for file, tests in BOOTS.items():
         if file in files:
-            yield from ((f"{file}::{name}", then) for name, then in tests.items())
+            for name, then in tests.items():
+                if f"{file}::{name}" not in omitted:
+                    yield f"{file}::{name}", then
+
+
+def _omitted(*, long: bool) -> Collection[str]:
+    return LEFT_OUT if long else {**LEFT_OUT, **LONG}

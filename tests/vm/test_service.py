@@ -176,7 +176,8 @@ def test_the_limits_are_in_the_files_of_cgroup_v2(
     assert limits["memory.swap.max"] == "0"
     assert limits["memory.oom.group"] == "1"
     assert limits["pids.max"] == "96"
-    assert limits["cpu.max"].split()[0] == str(int(limits["cpu.max"].split()[1]) // 2)
+    quota, period = map(int, limits["cpu.max"].split())
+    assert quota == round(0.8 * period)
     assert path == "spare" or f"wbps={64 * MIB}" in limits["io.max"]
     systemctl("daemon-reload")
     subprocess.run(
@@ -239,9 +240,11 @@ def test_restarts_under_load_cost_no_kernel_and_leave_nothing(service: SandboxCl
                 came[exc.code] += 1
 
     with ThreadPoolExecutor(len(WAYS)) as pool:
-        loads = [pool.submit(come_and_go, profile) for profile, _ in WAYS]
+        # Spares but the one that stands by are left to test_reboot.py: each makes zygotes anew after
+        # each restart, for a minute of an emulated processor.
+        loads = [pool.submit(come_and_go, profile) for profile, path in WAYS if path != "spare"]
         try:
-            for enough in (3, 6, 9):
+            for enough in (1, 2, 3):
                 while came["started and ended"] < enough and not any(one.done() for one in loads):
                     time.sleep(0.1)
                 systemctl("restart", SERVICE)
