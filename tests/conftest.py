@@ -119,6 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if path.parent.name == "conformance" and not metafunc.cls and "daemon" in metafunc.fixturenames:
         paths = ["warm", "cold", *(["runc"] if path.name in BY_RUNC else [])]
         paths = paths if support.EXECUTOR == "native" else ["cold"]  # no other has zygotes
+        paths = paths if support.ZYGOTES else [path for path in paths if path != "warm"]
         metafunc.parametrize("daemon", paths, indirect=True, scope="session")
 
 
@@ -128,7 +129,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[RunningDaemon]:
 
     With zygotes, unless it is "cold", or its containers are made by "runc".
     """
-    path = getattr(request, "param", "warm" if support.EXECUTOR == "native" else "cold")
+    path = getattr(request, "param", "warm" if support.ZYGOTES else "cold")
     config = CONFIG if path == "warm" else CONFIG + "c.SandboxKernelDaemon.max_zygotes = 0\n"
     if path == "runc":
         config += by_executor(path)

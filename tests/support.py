@@ -37,6 +37,8 @@ SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxke
 CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
 # What makes the containers of every profile of every daemon of the tests.
 EXECUTOR = os.environ.get("SANDBOXKERNEL_TEST_EXECUTOR", "native")
+# Whether the daemon that most tests share makes zygotes; other executors' containers have none.
+ZYGOTES = EXECUTOR == "native" and os.environ.get("SANDBOXKERNEL_TEST_ZYGOTES", "1") != "0"
 _run_dirs: set[Path] = set()
 FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 

@@ -48,9 +48,12 @@ PARTS = {
         "test_exec_ps_list_pause_and_update",
     ),
     "tests/integration/test_recovery.py": (
-        "test_what_runs_runs_on_and_everything_works",
-        "test_the_same_overlay_serves_kernels_from_before_and_after",
-        "test_an_end_that_nobody_saw_is_told",
+        # test_crashes has forked kernels, too, and the daemon or the launcher alone.
+        "test_what_runs_runs_on_and_everything_works[cold-kill_both]",
+        "test_what_runs_runs_on_and_everything_works[cold-stop_daemon]",
+        "test_what_runs_runs_on_and_everything_works[by_runc-kill_both]",
+        "test_the_same_overlay_serves_kernels_from_before_and_after[kill_both]",
+        "test_an_end_that_nobody_saw_is_told[kill_both]",
         "test_running_out_of_memory_unseen_is_told",
     ),
     "tests/integration/test_removals.py": (
@@ -95,6 +98,9 @@ LONG = {
     ),
     "tests/conformance/test_confinement.py": (
         "tests/escape/test_attacks.py attacks in a container; the ways to one are told apart on v1"
+    ),
+    "tests/integration/test_bundles.py": (
+        "its bundle is a minute to copy; what it makes is what tests/escape has"
     ),
     "tests/escape/test_audit.py": "tests/escape/test_attacks.py, of which each row is a summary",
     "tests/escape/test_misconfined.py": (
