@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.conftest import NATIVE_ONLY, PRIVILEGED
-from tests.vm.selection import LEFT_OUT, PARTS
+from tests.vm.selection import LEFT_OUT, LONG, PARTS
 
 __all__ = ["LANES", "Ran", "page", "read_results"]
 
@@ -84,8 +84,8 @@ def reason_for(file: str, lane: str) -> str:
     version, executor = lane.split()
     if version == "v1" and file.startswith("tests/vm/"):
         return IN_THE_MACHINE
-    if version == "v2" and file in LEFT_OUT:
-        return LEFT_OUT[file]
+    if version == "v2" and file in (reasons := {**LEFT_OUT, **LONG}):
+        return reasons[file]
     if executor == "runc":
         if reason := NATIVE_ONLY.get(Path(file).name):
             return reason

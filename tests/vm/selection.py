@@ -102,6 +102,9 @@ LONG = {
     "tests/integration/test_bundles.py": (
         "its bundle is a minute to copy; what it makes is what tests/escape has"
     ),
+    "tests/integration/test_removals.py": (
+        "what the daemon does again after a pause; every test here removes layers and cgroups"
+    ),
     "tests/escape/test_audit.py": "tests/escape/test_attacks.py, of which each row is a summary",
     "tests/escape/test_misconfined.py": (
         "the verifier reads /proc, which is the same; test_device_list.py has what v2 adds to it"
@@ -234,6 +237,8 @@ LEFT_OUT = {
 # (--durations=0); a test's own daemon is its own, so nothing but time depends on it.
 _SECOND = (
     "tests/integration/test_crashes.py",
+    "tests/integration/test_two_users.py",
+    "tests/integration/test_executors.py",
     "tests/integration/test_confinement_primitives.py",
     "tests/escape/test_attacks.py",
     "tests/escape/test_surroundings.py",
