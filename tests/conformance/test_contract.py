@@ -265,8 +265,13 @@ def test_autorestart_after_the_kernel_kills_itself(work: Path, daemon: RunningDa
             async with ready_client(manager) as client:
                 client.execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
                 await wait_until(lambda: restarts, "the restarter noticed")
+                # In the daemon, and the manager has its answer: until then it says that it is dead.
                 await wait_until(
-                    lambda: daemon.client().inspect(manager.kernel_id).generation == 2, "again"
+                    lambda: (
+                        daemon.client().inspect(manager.kernel_id).generation == 2
+                        and manager.provisioner.has_process
+                    ),
+                    "again",
                 )
                 await client.wait_for_ready(timeout=TIMEOUT_S)
                 assert await say(client, "print('alive again')") == "alive again"
