@@ -103,7 +103,7 @@ test-vm: $(TEST_STAMP) ## Pure cgroup v2 and the units, in a virtual machine tha
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 	$(BIN)/python -m tests.vm
 
-test-vm-all: $(TEST_STAMP) ## The same with what takes minutes each: 40 minutes
+test-vm-all: $(TEST_STAMP) ## The same with what takes minutes each: an hour
 	sh tools/apt-install.sh mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 	$(BIN)/python -m tests.vm --all
 

@@ -39,19 +39,19 @@ BY_RUNC = ("test_contract.py", "test_confinement.py", "test_features.py")
 # What SANDBOXKERNEL_TEST_EXECUTOR leaves out, and why.
 NATIVE_ONLY = {
     "test_zygotes.py": "containers of other executors are not forked",
-    "test_fork_hygiene.py": "the same",
+    "test_fork_hygiene.py": "containers of other executors are not forked",
     "test_crashes.py": "its traps are in the steps of our own executor",
-    "test_faults.py": "the same; test_executors.py has a runtime that fails",
+    "test_faults.py": "fails steps of our own executor; test_executors.py has a runtime that fails",
     "test_cgroup_real.py": "cgroups are ours with every executor, and have no container there",
-    "test_confinement_primitives.py": "no container either",
+    "test_confinement_primitives.py": "system calls of our own, without a container",
     "test_attacks.py": "its controls leave out steps of our own; test_executors.py attacks runc's",
-    "test_surroundings.py": "the same",
-    "test_misconfined.py": "the same; test_executors.py has a runtime that confines less",
+    "test_surroundings.py": "its controls leave out steps of our own, too",
+    "test_misconfined.py": "our own launcher lies; test_executors.py has a runtime that confines less",
     "test_neighbours.py": "has both executors itself",
-    "test_audit.py": "the same",
-    "test_hostile_roots.py": "the same",
-    "test_device_list.py": "the same",
-    "test_removals.py": "the same",
+    "test_audit.py": "has both executors itself",
+    "test_hostile_roots.py": "has both executors itself",
+    "test_device_list.py": "has both executors itself",
+    "test_removals.py": "has both executors itself",
 }
 CONFIG = """
 c.SandboxKernelDaemon.profiles = {

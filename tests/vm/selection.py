@@ -114,7 +114,7 @@ LONG = {
         f"tests/integration/test_cli.py::{name}": "tests/integration/test_quotas.py has these files"
         for name in ("test_stats_show_all_that_run", "test_pause_freezes_and_unpause_thaws")
     },
-    "tests/escape/test_audit.py": "tests/escape/test_attacks.py, of which each row is a summary",
+    "tests/escape/test_audit.py": "tests/escape/test_attacks.py attacks what its rows are about",
     "tests/escape/test_misconfined.py": (
         "the verifier reads /proc, which is the same; test_device_list.py has what v2 adds to it"
     ),
