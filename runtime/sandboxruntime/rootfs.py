@@ -180,13 +180,18 @@ class MountFactory:
 
     def _with_own_inodes(self, bind_fd: int) -> int:
         """Trade a detached mount for one of an overlay on it, read-only. Takes the descriptor."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, bind_fd)
-            lower = self._attach(bind_fd)
-            stack.callback(_detach, lower)
-            return _new_overlay(
-                [("lowerdir", f"{lower}:{self._empty}"), *OVERLAY_OPTIONS.items()], MountAttr.RDONLY
-            )
+        with contextlib.ExitStack() as undo:
+            with contextlib.ExitStack() as temporary:
+                temporary.callback(os.close, bind_fd)
+                lower = self._attach(bind_fd)
+                temporary.callback(_detach, lower)
+                layers = f"{lower}:{self._empty}"
+                overlay = _new_overlay(
+                    [("lowerdir", layers), *OVERLAY_OPTIONS.items()], MountAttr.RDONLY
+                )
+                undo.callback(os.close, overlay)
+            undo.pop_all()
+            return overlay
 
     def _bind_namespace(self, bind: Bind, spec: Spec) -> int:
         return self._namespace_for(
