@@ -236,7 +236,8 @@ class MountFactory:
         if spec.rootfs.volatile:
             # The mark is for a crash of the host, after which such a layer must not be used
             # (overlayfs.rst, "Volatile mount"); this host is up, and its page cache is right.
-            shutil.rmtree(f"{spec.rootfs.work}/work/incompat", ignore_errors=True)
+            mark = os.path.join(spec.rootfs.work, "work", "incompat")
+            shutil.rmtree(mark, ignore_errors=True)
         with contextlib.ExitStack() as stack:
             lower = []
             for layer in spec.rootfs.lower:

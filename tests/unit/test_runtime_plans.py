@@ -51,7 +51,7 @@ SPEC = Spec(
     gid_mappings=MAPPING,
     cgroups_path="sandboxkernel/1000/abc123",
     limits=Limits(memory_bytes=1 << 30),
-    binds=(Bind("/srv/work", "/srv/work", Credentials(1000, 1000), masked=(".ssh",)),),
+    binds=(Bind("/srv/class", "/srv/class", Credentials(1000, 1000), masked=(".ssh",)),),
 )
 
 
@@ -136,8 +136,8 @@ def test_allowed_roots_are_folders_and_not_prefixes() -> None:
 
 def test_what_is_masked_in_a_bind_follows_its_mount() -> None:
     operations = plan_mounts(SPEC)
-    attach = operations.index(Attach(0, "/srv/work"))
-    assert operations[attach + 1] == Mask("/srv/work/.ssh")
+    attach = operations.index(Attach(0, "/srv/class"))
+    assert operations[attach + 1] == Mask("/srv/class/.ssh")
 
 
 def test_every_step_of_the_child_has_a_function_in_the_enums_order() -> None:
@@ -183,7 +183,7 @@ MOUNTINFO = "\n".join(
     f"1 1 0:1 / {point} rw,nosuid,nodev,noexec - {'overlay' if point == '/' else 'tmpfs'} x rw"
     for point in ["/", "/proc", "/dev", "/dev/null", "/dev/zero", "/dev/full", "/dev/random",
                   "/dev/urandom", "/dev/tty", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run",
-                  "/srv/work"]
+                  "/srv/class"]
 )  # fmt: skip
 MOUNTINFO += "".join(
     f"\n1 1 0:5 /null {point} rw,nosuid,noexec - devtmpfs x rw" for point in MASKED_PATHS
@@ -245,7 +245,7 @@ def test_a_confined_process_passes() -> None:
                 ("/dev/pts", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
                 ("/proc/kmsg", "rw,nosuid,noexec", "rw,noexec"),
                 ("/proc/sys", "ro,nosuid,nodev,noexec", "ro,nosuid,nodev"),
-                ("/srv/work", "rw,nosuid,nodev,noexec", "rw,nosuid,noexec"),
+                ("/srv/class", "rw,nosuid,nodev,noexec", "rw,nosuid,noexec"),
                 ("/tmp", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
             )
         ),
@@ -261,8 +261,8 @@ def test_any_gap_in_the_confinement_is_found(name: str, facts: dict[str, Any]) -
 
 def test_no_name_of_a_process_or_folder_ends_a_line_of_proc() -> None:
     """str.splitlines() knows ten ends of a line, and Linux escapes one of them."""
-    name = "/srv/work\rx\x0b\x1c\x85\u2028"
-    good = dataclasses.replace(GOOD, mountinfo=MOUNTINFO.replace("/srv/work ", f"{name} "))
+    name = "/srv/class\rx\x0b\x1c\x85\u2028"
+    good = dataclasses.replace(GOOD, mountinfo=MOUNTINFO.replace("/srv/class ", f"{name} "))
     bind = dataclasses.replace(SPEC.binds[0], source=name, destination=name)
     check(good, dataclasses.replace(SPEC, binds=(bind,)), HOST, filters=1)
     with pytest.raises(VerifyError):

@@ -223,7 +223,7 @@ def test_a_restart_of_the_service_costs_no_kernel(service: SandboxClient) -> Non
 
 
 def test_restarts_under_load_cost_no_kernel_and_leave_nothing(service: SandboxClient) -> None:
-    """Kernels come and go, on each way to one, while the service is restarted again and again."""
+    """Kernels of each way stand by, and come and go, while the service is restarted again and again."""
     # runc's first: zygotes, once they are being made, leave little of an emulated processor to a
     # start that has a deadline.
     standing = [start(service, profile) for profile, _ in reversed(WAYS)]
