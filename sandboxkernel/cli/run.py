@@ -18,7 +18,6 @@ from sandboxkernel.cli.connection import connect, connect_or_start
 from sandboxkernel.cli.names import find_kernel
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import (
-    Conflict,
     DaemonUnavailable,
     KernelNotFound,
     KernelNotRunning,
@@ -178,10 +177,6 @@ def exec_command(
         raise click.UsageError("missing command", ctx)
     client = connect()
     kernel = find_kernel(name, client.kernels(), uid=os.geteuid())
-    if kernel.state == "paused":
-        raise Conflict(
-            f"sandbox {name} is paused", hint=f"Run `sandboxkernel unpause {name}` first."
-        )
     stdin = "" if no_stdin else read_stdin()
     with _ended_by_signals():
         code = execute(client, kernel, list(argv), env=dict(variables), cwd=workdir, stdin=stdin)

@@ -16,7 +16,7 @@ from sandboxkernel.daemon.plan import plan_environment
 from sandboxkernel.daemon.problems import convert
 from sandboxkernel.daemon.sandbox import Sandbox
 from sandboxkernel.daemon.service import Kernels
-from sandboxkernel.errors import LauncherLost
+from sandboxkernel.errors import Conflict, LauncherLost
 from sandboxkernel.models import ExecExit, ExecOutput, ExecRequest
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.handover import Payload
@@ -61,6 +61,11 @@ async def _start(
     exited: asyncio.Future[int | None],
 ) -> Peer:
     spec = sandbox.spec()
+    if sandbox.state == "paused":  # what enters its cgroup is frozen with it, and never answers
+        raise Conflict(
+            f"sandbox {sandbox.id} is paused",
+            hint=f"Run `sandboxkernel unpause {sandbox.id}` first.",
+        )
     payload = Payload(
         argv=list(request.argv),
         env=plan_environment(request.env, sandbox.ground),

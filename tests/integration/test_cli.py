@@ -243,6 +243,7 @@ def test_exec_in_a_paused_or_ended_sandbox_is_refused_at_once(daemon: RunningDae
         ok(daemon, "pause", sandbox_id)
         done = run(daemon, "exec", sandbox_id, "true")
         assert (done.returncode, "unpause" in done.stderr) == (1, True)
+        assert done.stderr.endswith("code: conflict\n")
         ok(daemon, "kill", sandbox_id)
         done = run(daemon, "exec", sandbox_id, "true")
         assert done.returncode == 1
