@@ -52,20 +52,29 @@ UNUSED_OVERLAYS_MAX = 32
 NAMESPACES_MAX = 512
 
 
-def overlay_options(rootfs: Rootfs, lower: list[str]) -> list[tuple[str, str | None]]:
+def overlay_options(
+    rootfs: Rootfs, lower: list[str], writable: str
+) -> list[tuple[str, str | None]]:
     """fsconfig(2) keys and values of an overlay; None marks a flag. Pure.
 
-    `lower` are the mounted layers, lowest first; overlayfs wants the topmost first.
+    `lower` are the mounted layers, lowest first; overlayfs wants the topmost first. `writable` is
+    where what holds the upper and the work directory is mounted.
     """
+    shared = _shared_folder(rootfs)
     options: list[tuple[str, str | None]] = [
         ("lowerdir", ":".join(reversed(lower))),
-        ("upperdir", rootfs.upper),
-        ("workdir", rootfs.work),
+        ("upperdir", f"{writable}/{os.path.relpath(rootfs.upper, shared)}"),
+        ("workdir", f"{writable}/{os.path.relpath(rootfs.work, shared)}"),
         *OVERLAY_OPTIONS.items(),
     ]
     if rootfs.volatile:
         options.append(("volatile", None))
     return options
+
+
+def _shared_folder(rootfs: Rootfs) -> str:
+    """The innermost folder with both: overlayfs wants them on one mount."""
+    return os.path.commonpath([rootfs.upper, rootfs.work])
 
 
 @dataclass(slots=True)
@@ -185,8 +194,8 @@ class MountFactory:
                 temporary.callback(os.close, bind_fd)
                 lower = self._attach(bind_fd)
                 temporary.callback(_detach, lower)
-                layers = f"{lower}:{self._empty}"
-                overlay = _new_overlay(
+                layers = f"{os.path.basename(lower)}:{os.path.basename(self._empty)}"
+                overlay = self._new_overlay(
                     [("lowerdir", layers), *OVERLAY_OPTIONS.items()], MountAttr.RDONLY
                 )
                 undo.callback(os.close, overlay)
@@ -239,14 +248,38 @@ class MountFactory:
             mark = os.path.join(spec.rootfs.work, "work", "incompat")
             shutil.rmtree(mark, ignore_errors=True)
         with contextlib.ExitStack() as stack:
-            lower = []
+            places = []
             for layer in spec.rootfs.lower:
-                lower.append(self._mount_lower(layer, userns_fd))
+                places.append(self._mount_layer(layer, MountAttr.RDONLY, userns_fd))
                 # overlayfs keeps private clones of its layers; ours are not needed again.
-                stack.callback(_detach, lower[-1])
-            mount_fd = _new_overlay(overlay_options(spec.rootfs, lower))
+                stack.callback(_detach, places[-1])
+            # Not idmapped: what is written has the host's ids on disk.
+            places.append(self._mount_layer(_shared_folder(spec.rootfs), MountAttr(0), None))
+            stack.callback(_detach, places[-1])
+            *lower, writable = (os.path.basename(place) for place in places)
+            mount_fd = self._new_overlay(overlay_options(spec.rootfs, lower, writable))
             stack.callback(os.close, mount_fd)
             return self._attach(mount_fd)
+
+    def _new_overlay(
+        self, options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
+    ) -> int:
+        """A detached overlay, nosuid and nodev, of layers that are named relative to the staging.
+
+        Every container reads these names in /proc/self/mountinfo: they tell nothing of the host.
+        """
+        fs_fd = syscalls.fsopen("overlay")
+        try:
+            with contextlib.chdir(self._staging):
+                for key, value in options:
+                    if value is None:
+                        syscalls.fsconfig_flag(fs_fd, key)
+                    else:
+                        syscalls.fsconfig_string(fs_fd, key, value)
+                syscalls.fsconfig_create(fs_fd)
+            return syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV | attributes)
+        finally:
+            os.close(fs_fd)
 
     def _attach(self, mount_fd: int) -> str:
         mount_point = self._new_directory()
@@ -259,14 +292,13 @@ class MountFactory:
             raise
         return mount_point
 
-    def _mount_lower(self, layer: str, userns_fd: int | None) -> str:
+    def _mount_layer(self, layer: str, attributes: MountAttr, userns_fd: int | None) -> str:
         fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, _CLONE)
         try:
-            attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV
-            _set_attributes(fd, attributes, userns_fd)
+            _set_attributes(fd, attributes | MountAttr.NOSUID | MountAttr.NODEV, userns_fd)
             return self._attach(fd)
         except OSError as exc:
-            if exc.errno == errno.EINVAL:
+            if exc.errno == errno.EINVAL and userns_fd is not None:
                 raise HostError(
                     f"the file system of {layer} does not support idmapped mounts",
                     feature="idmapped_mounts",
@@ -327,23 +359,6 @@ class MountFactory:
             os.rmdir(path)
             raise
         return path
-
-
-def _new_overlay(
-    options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
-) -> int:
-    """A detached overlay, nosuid and nodev."""
-    fs_fd = syscalls.fsopen("overlay")
-    try:
-        for key, value in options:
-            if value is None:
-                syscalls.fsconfig_flag(fs_fd, key)
-            else:
-                syscalls.fsconfig_string(fs_fd, key, value)
-        syscalls.fsconfig_create(fs_fd)
-        return syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV | attributes)
-    finally:
-        os.close(fs_fd)
 
 
 def _detach(mount_point: str) -> None:

@@ -33,10 +33,6 @@ NONE_ALLOWED = ("RLIMIT_CORE", "RLIMIT_NICE", "RLIMIT_RTPRIO")
 EXPLAINED: Mapping[str, str] = {
     "syscall: landlock_*": "a program may confine itself further; rules only ever take away",
     "mount: a device or mask *": "runc's containers alone: OCI has no word for the flags of these",
-    "mount: shows a path of the host": (
-        "overlayfs tells where its layers are, to whoever mounts one; a bubblewrap without has nothing "
-        "to tell, and keeps nothing that is written"
-    ),
     "syscall: mseal": "it only takes rights away; newer libc seal what they have loaded",
     "syscall: fchmodat2": "fchmodat with its flags, which libc calls first; set-user-id is refused",
     "syscall: pkey_*": "node keeps its compiled code so; a key only takes rights away from a page",

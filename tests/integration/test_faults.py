@@ -186,7 +186,7 @@ def test_an_unmount_that_fails_costs_no_file_of_the_user() -> None:
 FOUND = {
     "runc": {
         # The overlay that was to take its place stayed open.
-        "syscalls.umount2 in rootfs._detach #3": "step binds",
+        "syscalls.umount2 in rootfs._detach #4": "step binds",
     },
     "fork": {
         "group.directory_fd": "step cgroup",  # descriptors of the cgroup stayed open

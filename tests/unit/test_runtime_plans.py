@@ -108,13 +108,28 @@ def test_json_that_is_no_spec_is_refused(data: Any) -> None:
 
 
 def test_overlay_wants_the_topmost_layer_first_and_follows_no_marks() -> None:
-    options = dict(overlay_options(SPEC.rootfs, ["/low", "/high"]))
-    assert options["lowerdir"] == "/high:/low"
+    options = dict(overlay_options(SPEC.rootfs, ["1", "2"], "3"))
+    assert options["lowerdir"] == "2:1"
     assert (options["redirect_dir"], options["metacopy"]) == ("nofollow", "off")
     assert "volatile" not in options
     assert ("volatile", None) in overlay_options(
-        dataclasses.replace(SPEC.rootfs, volatile=True), ["/l"]
+        dataclasses.replace(SPEC.rootfs, volatile=True), ["1"], "2"
     )
+
+
+@pytest.mark.parametrize(
+    ("upper", "work", "names"),
+    [
+        ("/data/layers/7/upper", "/data/layers/7/work", ("3/upper", "3/work")),
+        ("/data/a/upper", "/data/b/work", ("3/a/upper", "3/b/work")),
+    ],
+)
+def test_an_overlay_tells_no_path_of_its_layers(
+    upper: str, work: str, names: tuple[str, str]
+) -> None:
+    rootfs = dataclasses.replace(SPEC.rootfs, upper=upper, work=work)
+    options = dict(overlay_options(rootfs, ["1", "2"], "3"))
+    assert (options["upperdir"], options["workdir"]) == names
 
 
 def test_maps_are_rendered_as_linux_reads_them() -> None:
