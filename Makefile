@@ -134,7 +134,7 @@ fuzz-guided: $(TEST_STAMP) ## Made-up bytes for every reader of others' bytes, g
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600)
 
 faults: $(TEST_STAMP) ## Every privileged operation of the launcher, of zygotes and forks fails, with every errno; 40 minutes
-	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json --page docs/security.md
 
 crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random moments; 6 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.crashes --json docs/benchmarks/crashes.json

@@ -200,6 +200,5 @@ def run(
     with serving(name) as one:
         operations = one.operations()
         one.found.points = len(operations)
-        chosen = operations[:: every * one.what.every]
-        fail_each(one, chosen, codes, rotate=rotate or one.what.every > 1, until=until)
+        fail_each(one, operations[::every], codes, rotate=rotate, until=until)
     return one.found
