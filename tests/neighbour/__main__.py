@@ -1,7 +1,8 @@
 """A victim's cells and file writes, quiet and beside each bomb: `python -m tests.neighbour`.
 
 Quiet, bomb, quiet, for each bomb; ratios are to the quiet phases around it. Afterwards the host is
-compared with what it was. Reports, and ends with 1 when something was left or the daemon suffered.
+compared with what it was. Reports, and ends with 1 when something was left; an answer of the daemon's
+that fails ends it at once.
 """
 
 from __future__ import annotations
@@ -31,12 +32,11 @@ from tests.support import (
     warm_up,
 )
 
-CONFIG = """
-c.SandboxKernelDaemon.profiles = {
-    "default": {"limits": {"memory": "512M", "cpus": 1, "pids": 128}},
-    "bomb": {"limits": {"memory": "512M", "cpus": 1, "pids": 128}, "ephemeral": True},
-}
-"""
+PROCESSORS = os.cpu_count() or 1
+# Victim and bomb have half of the host's processors each.
+LIMITS = {"memory": "512M", "cpus": PROCESSORS / 2, "pids": 128}
+PROFILES = {"default": {"limits": LIMITS}, "bomb": {"limits": LIMITS, "ephemeral": True}}
+CONFIG = f"c.SandboxKernelDaemon.profiles = {PROFILES}\n"
 WRITES = """
 import os, time
 def timed(sync):
@@ -87,9 +87,9 @@ def main() -> int:
     remove_cgroups()
     work.rmdir()
     if options.json:
-        document = {"linux": platform.release(), "processors": os.cpu_count(), "bombs": rows}
+        document = {"linux": platform.release(), "processors": PROCESSORS, "bombs": rows}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if any(row["left"] or row["daemon failed"] for row in rows.values()) else 0
+    return 1 if any(row["left"] for row in rows.values()) else 0
 
 
 def beside(daemon: RunningDaemon, victim: Session, name: str, cells: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def beside(daemon: RunningDaemon, victim: Session, name: str, cells: int) -> dic
         fate = ended()
     quiet.append(measure(daemon, victim, cells // 2))
     both = Phase({kind: [s for one in quiet for s in one.samples[kind]] for kind in KINDS})
-    row: dict[str, Any] = {"fate": fate, "daemon failed": False}
+    row: dict[str, Any] = {"fate": fate}
     for kind in KINDS:
         row[kind] = {
             f"p{round(share * 100)}": round(loud.quantile(kind, share) / both.quantile(kind, share), 2)
