@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from sandboxkernel.errors import Conflict, KernelNotFound, RemovalPending
 from sandboxkernel.models import CheckFinding, Kernel, KernelRestart, Removal
-from sandboxruntime.cgroup import read_layout
+from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.support import (
     CGROUP_PARENT,
     RunningDaemon,
@@ -19,12 +21,15 @@ from tests.support import (
     running_daemon,
     sandbox,
     wait_until,
+    warm_up,
 )
 
 CONFIG = """
 c.SandboxKernelDaemon.max_zygotes = 0
 c.SandboxKernelDaemon.profiles = {"default": {"ephemeral": True}}
 """
+
+FORKING = 'c.SandboxKernelDaemon.profiles = {"default": {"ephemeral": True, "spares": 1}}'
 
 
 @pytest.fixture(params=["native", "runc"])
@@ -161,3 +166,27 @@ def test_the_next_daemon_goes_on_with_it(own: RunningDaemon) -> None:
         let_go()
         wait_until(lambda: leases(own) == [], what="it is removed by itself")
     assert not (own.data_dir / "scratch" / kernel.id).exists()
+
+
+@pytest.mark.parametrize("kind", ["zygotes", "spares"])
+def test_what_is_ahead_of_starts_is_given_back_once_nothing_holds_it(
+    daemon: RunningDaemon, kind: str
+) -> None:
+    """A zygote that has died, and with it its spare; the one of them whose cgroup is held."""
+    with running_daemon(FORKING) as own:
+        zygote = warm_up(own)
+        assert zygote is not None
+        name = {"zygotes": zygote.id, "spares": zygote.spares[0]}[kind]
+        with held_cgroup(name) as let_go:
+            for pid in Cgroup.attach(read_layout(), f"{CGROUP_PARENT}/zygotes/{zygote.id}").pids():
+                os.kill(pid, signal.SIGKILL)
+            told = wait_until(lambda: finding(own, name), what="it is told")
+            assert "cannot remove" in told.problem and "next at" in told.hint
+            assert name in leases(own)
+            successor = warm_up(own)  # starts go on meanwhile
+            assert successor is not None and successor.id != zygote.id
+            let_go()
+            wait_until(lambda: finding(own, name) is None, what="it is given back")
+        wait_until(
+            lambda: not {zygote.id, *zygote.spares} & set(leases(own)), what="their leases end"
+        )
