@@ -132,7 +132,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[RunningDaemon]:
     With zygotes, unless it is "cold", or its containers are made by "runc".
     """
     path = getattr(request, "param", "warm" if support.ZYGOTES else "cold")
-    config = CONFIG if path == "warm" else CONFIG + "c.SandboxKernelDaemon.max_zygotes = 0\n"
+    config = CONFIG if path == "warm" else CONFIG + support.NO_ZYGOTES
     if path == "runc":
         config += by_executor(path)
     with running_daemon(config) as running:

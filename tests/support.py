@@ -39,6 +39,8 @@ CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
 EXECUTOR = os.environ.get("SANDBOXKERNEL_TEST_EXECUTOR", "native")
 # Whether the daemon that most tests share makes zygotes; other executors' containers have none.
 ZYGOTES = EXECUTOR == "native" and os.environ.get("SANDBOXKERNEL_TEST_ZYGOTES", "1") != "0"
+# Configuration of a daemon that makes none.
+NO_ZYGOTES = "c.SandboxKernelDaemon.max_zygotes = 0\n"
 _run_dirs: set[Path] = set()
 FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 

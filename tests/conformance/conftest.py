@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import RunningDaemon, running_daemon
+from tests.support import NO_ZYGOTES, RunningDaemon, running_daemon
 
 KERNEL_NAME = "sandboxed-python"
 WORK = Path("/srv/sandboxkernel-tests")
@@ -21,7 +21,7 @@ def cold_daemon() -> Iterator[RunningDaemon]:
     For one function or class: both mount the same user layer, and what is changed through one overlay is not
     seen in another that has looked already (kernel documentation, overlayfs.rst).
     """
-    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as running:
+    with running_daemon(NO_ZYGOTES) as running:
         yield running
 
 

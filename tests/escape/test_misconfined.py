@@ -19,7 +19,7 @@ from sandboxruntime.spec import Bind, Credentials
 from sandboxruntime.steps import Step
 from tests.escape.attacks.views import HOST_IPC, HOST_NETWORK, KEEP_OPEN, LEAK, MOUNT_FLAGS
 from tests.harness import harness, make_spec
-from tests.support import RunningDaemon, running_daemon, sandbox
+from tests.support import NO_ZYGOTES, RunningDaemon, running_daemon, sandbox
 
 WORK = Path("/srv/sandboxkernel-tests/misconfined")
 PLAN = """
@@ -187,7 +187,7 @@ def test_no_program_runs_in_what_was_found_out(
     """The start fails at the verification: the program, whose first act is a file, has not run."""
     missing = LACKS[lack]
     code = CODE.format(patch=missing.patch, steps=[str(step) for step in missing.steps])
-    config = "c.SandboxKernelDaemon.max_zygotes = 0\n"
+    config = NO_ZYGOTES
     program = ["touch", str(work / "it-ran")]
     # Braces are of running_daemon's own format.
     source = PROGRAM.format(instead=f"exec({code!r});").replace("{", "{{").replace("}", "}}")

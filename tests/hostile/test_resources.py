@@ -17,6 +17,7 @@ from sandboxkernel.models import Kernel, KernelCreate, KernelRestart
 from tests.hostile.support import answers, connect, read_reply
 from tests.support import (
     DEADLINE_S,
+    NO_ZYGOTES,
     ROOT,
     SHARED_DATA,
     RunningDaemon,
@@ -47,7 +48,7 @@ def small(daemon: RunningDaemon) -> Iterator[RunningDaemon]:
     (data / "images").symlink_to(SHARED_DATA / "images")
     journal: list[Path] = []
     try:
-        config = "c.SandboxKernelDaemon.max_zygotes = 0\n"
+        config = NO_ZYGOTES
         with running_daemon(config, data_dir=data) as running:
             running.stop()
             journal.append(running.run_dir / "leases")
@@ -168,7 +169,7 @@ def few_files(count: int) -> tuple[str, str]:
 
 
 def test_without_descriptors_starts_are_refused_and_kernels_live(daemon: RunningDaemon) -> None:
-    config = "c.SandboxKernelDaemon.max_zygotes = 0\n"
+    config = NO_ZYGOTES
     with (
         running_daemon(config, program=few_files(512)) as running,
         contextlib.ExitStack() as stack,
@@ -206,7 +207,7 @@ def test_without_id_ranges_a_new_user_is_refused(daemon: RunningDaemon) -> None:
     data.mkdir()
     (data / "images").symlink_to(SHARED_DATA / "images")
     (data / "ids.json").write_text('{"61011": 0}')
-    config = "c.SandboxKernelDaemon.id_range_count = 1\nc.SandboxKernelDaemon.max_zygotes = 0\n"
+    config = "c.SandboxKernelDaemon.id_range_count = 1\n" + NO_ZYGOTES
     try:
         with running_daemon(config, data_dir=data) as running:
             with pytest.raises(ResourcesExhausted, match="id range for uid 0: all 1"):
@@ -223,7 +224,7 @@ def address_space(pid: int) -> int:
 
 def test_without_memory_the_daemon_lives(daemon: RunningDaemon) -> None:
     """Large bodies all at once, by root, whom no admission bounds."""
-    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as running:
+    with running_daemon(NO_ZYGOTES) as running:
         pid = running.process.pid
         kernel = create(running, "bystander", ephemeral=True)
         bounds = resource.prlimit(pid, resource.RLIMIT_AS)
@@ -258,7 +259,7 @@ for _ in range(3000):
 
 def test_folders_as_deep_as_one_likes_can_be_removed(daemon: RunningDaemon) -> None:
     """Deeper than Python calls itself, by paths longer than Linux takes."""
-    with running_daemon("c.SandboxKernelDaemon.max_zygotes = 0\n") as own:
+    with running_daemon(NO_ZYGOTES) as own:
         client = own.client()
         for killed in (False, True):
             with sandbox(own, ephemeral=True) as kernel:

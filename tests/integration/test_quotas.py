@@ -59,7 +59,7 @@ class Neighbour:
         self._client.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def neighbour(daemon: RunningDaemon) -> Iterator[Neighbour]:
     with sandbox(daemon, key=KEY, as_kernel=True) as kernel:
         watcher = Neighbour(daemon, kernel)

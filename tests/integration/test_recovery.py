@@ -21,7 +21,9 @@ from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, Limits
 from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.conformance.session import session
 from tests.support import (
+    NO_ZYGOTES,
     SHARED_DATA,
+    ZYGOTES,
     RunningDaemon,
     connect_unix,
     host_state,
@@ -65,8 +67,9 @@ CRASHES = [kill_daemon, kill_launcher, kill_both, stop_daemon]
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[RunningDaemon]:
-    with running_daemon(PROFILES) as daemon:
-        warm_up(daemon)
+    with running_daemon(PROFILES + ("" if ZYGOTES else NO_ZYGOTES)) as daemon:
+        if ZYGOTES:
+            warm_up(daemon)
         yield daemon
 
 

@@ -16,6 +16,7 @@ __all__ = ["BOOTS", "LEFT_OUT", "LONG", "MACHINES", "PARTS", "WHOLE", "arguments
 # Files of which everything runs but what LEFT_OUT names.
 WHOLE = (
     "tests/vm/test_service.py",
+    "tests/vm/test_neighbour.py",
     "tests/integration/test_cgroup_real.py",
     "tests/integration/test_quotas.py",
     "tests/integration/test_zygotes.py",
@@ -93,6 +94,7 @@ BOOTS = {
 # What runs with `--all` alone, files and single tests: with it the machines take most of an hour.
 # Each with what says the same sooner.
 LONG = {
+    "tests/vm/test_neighbour.py": "tests/integration/test_quotas.py has the caps, which decide",
     "tests/integration/test_zygotes.py": (
         "test_the_limits_are_in_the_files_of_cgroup_v2 has kernels of every way; a zygote is a minute"
     ),
@@ -110,6 +112,12 @@ LONG = {
         f"tests/conformance/test_contract.py::{name}": "test_memory_limit_is_the_reason restarts one"
         for name in ("test_life_of_a_process", "test_interrupt_of_a_loop", "test_restart")
     },
+    "tests/conformance/test_contract.py::test_memory_limit_is_the_reason[runc]": (
+        "[cold], and test_running_out_of_memory_unseen_is_told"
+    ),
+    "tests/vm/test_service.py::test_nothing_is_left_when_all_has_ended[default-spare]": (
+        "[cold-cold]; a zygote is a minute"
+    ),
     **{
         f"tests/integration/test_cli.py::{name}": "tests/integration/test_quotas.py has these files"
         for name in ("test_stats_show_all_that_run", "test_pause_freezes_and_unpause_thaws")
@@ -129,9 +137,11 @@ LONG = {
     "test_a_failing_operation_runs_no_user_code_and_leaves_nothing": (
         "test_a_failing_step_is_named_and_leaves_nothing[cgroup] and its like"
     ),
+    "tests/integration/test_faults.py::test_mistakes_are_noticed": "about the test's own eyes",
     **{
-        f"tests/integration/test_faults.py::{name}": "a fork's failures; a zygote is a minute"
+        f"tests/integration/test_faults.py::{name}": "a fork's failures, or the daemon's policy"
         for name in (
+            "test_the_end_of_a_kernel_is_told_although_its_cgroup_cannot_be_removed",
             "test_what_was_found_stays_mended",
             "test_a_fork_that_was_given_up_costs_no_zygote",
             "test_a_fork_that_fails_before_it_is_there_says_why",
@@ -248,6 +258,8 @@ LEFT_OUT = {
 # Two machines run the selection side by side: which files each has. Balanced by measurement
 # (--durations=0); a test's own daemon is its own, so nothing but time depends on it.
 _SECOND = (
+    "tests/vm/test_neighbour.py",
+    "tests/integration/test_quotas.py",
     "tests/integration/test_crashes.py",
     "tests/integration/test_two_users.py",
     "tests/integration/test_executors.py",
@@ -272,7 +284,10 @@ def arguments(machine: str, *, long: bool = False) -> list[str]:
     whole = [file for file in files if file in WHOLE]
     named = [f"{file}::{name}" for file in files for name in PARTS.get(file, ())]
     parts = [name for name in named if name not in omitted]
-    left_out = [name for name in omitted if name.partition("::")[0] in whole]
+    taken = {*whole, *parts}
+    left_out = [
+        name for name in omitted if {name.partition("::")[0], name.partition("[")[0]} & taken
+    ]
     return [*whole, *parts, *(f"--deselect={name}" for name in left_out)]
 
 
