@@ -27,6 +27,7 @@ from sandboxruntime.init import Context
 from sandboxruntime.mounts import plan_mounts, refuse_links
 from sandboxruntime.namespaces import end_with_parent
 from sandboxruntime.oci_config import oci_config
+from sandboxruntime.processes import open_process
 from sandboxruntime.rootfs import Bundle, MountFactory
 from sandboxruntime.spec import Executor, Spec, to_json
 from sandboxruntime.steps import Step
@@ -92,7 +93,7 @@ def run(mounts: MountFactory, state: str, context: Context, cgroup: Cgroup) -> t
             )
         with open(pid_file, encoding="ascii") as stream:
             pid = int(stream.read())
-    pidfd = os.pidfd_open(pid)
+    pidfd = open_process(pid)
     try:
         check_identity(pid, pidfd, spec, cgroup)
         cgroup.update(spec.limits)  # what another program has written to is read back

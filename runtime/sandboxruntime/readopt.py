@@ -17,6 +17,7 @@ from sandboxruntime.channel import close_fds
 from sandboxruntime.container import Container, Host
 from sandboxruntime.errors import StateError
 from sandboxruntime.identity import check_identity
+from sandboxruntime.processes import open_process
 from sandboxruntime.spec import Spec
 
 __all__ = ["adopt"]
@@ -30,7 +31,7 @@ def adopt(host: Host, spec: Spec, pid: int) -> tuple[Container, int]:
     Raises StateError when pid 1 has ended, or is not what the spec says.
     """
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = open_process(pid)
     except ProcessLookupError as exc:
         raise StateError(
             f"pid 1 of container {spec.container_id} has ended",

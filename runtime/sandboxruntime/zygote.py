@@ -22,6 +22,7 @@ from typing import Any
 from sandboxruntime.cgroup import Cgroup, Layout, Limits
 from sandboxruntime.channel import close_fds, recv_message, send_message
 from sandboxruntime.errors import SpecError
+from sandboxruntime.processes import open_process
 from sandboxruntime.spec import Spec, to_json
 from sandboxruntime.steps import Step
 
@@ -110,7 +111,7 @@ class Zygote:
 
     def _attest(self, pid: int) -> int:
         """A pidfd of the child. Its uid is this zygote's, which no other program has."""
-        pidfd = os.pidfd_open(pid)
+        pidfd = open_process(pid)
         try:
             with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
                 uids = next(line.split()[1:] for line in stream if line.startswith("Uid:"))

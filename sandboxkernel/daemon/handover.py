@@ -27,6 +27,7 @@ from sandboxruntime.handover import (
     encode_payload,
     read_result,
 )
+from sandboxruntime.processes import open_process
 from sandboxruntime.spec import Spec
 from sandboxruntime.verify import Facts, read_facts, start_ticks
 
@@ -48,7 +49,7 @@ class Peer:
     def find(cls, pid: int, ticks: int) -> Peer | None:
         """The process that had this pid when it was started at `ticks`; None if it has ended."""
         try:
-            peer = cls(pid, os.pidfd_open(pid))
+            peer = cls(pid, open_process(pid))
         except ProcessLookupError:
             return None
         if peer.ticks() != ticks:
@@ -208,7 +209,7 @@ class HandOver:
             if pidfd >= 0:
                 os.close(pidfd)
             raise KernelStartFailed("the process ended before the hand-over", step="hand_over")
-        return Peer(pid, pidfd if pidfd >= 0 else os.pidfd_open(pid))
+        return Peer(pid, pidfd if pidfd >= 0 else open_process(pid))
 
     async def _send(self, frame: bytes, fds: list[int]) -> None:
         ancillary: list[tuple[int, int, Any]] = []

@@ -40,7 +40,7 @@ _BIRTHS = ("clone3", "fork")
 # No system call of its own, or none that has an error.
 _PURE = ("machine",)
 # Modules and functions of which it does not matter that they act, but for whom.
-_HELPERS = ("cgroup.files", "namespaces", "cgroup.lifecycle", "init.close_all_but")
+_HELPERS = ("cgroup.files", "namespaces", "cgroup.lifecycle", "processes", "init.close_all_but")
 _OFF, _RECORD, _ARMED = 0, 1, 2
 # mode, generation, occurrence, errno, fired, bytes of the wanted label, whether a guest ran
 _HEAD = struct.Struct("7i")

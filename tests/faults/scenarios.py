@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ REST_S = 0.3
 REACH_S = 0.5  # what comes after a start was said to have succeeded: pid 1's last calls
 # So many faults share the next start. What is left behind is looked for after every one.
 NEXT_AFTER = 8
+CLEAN_PAUSES_S = (0.1, 1.0, 3.0, 10.0)
 # Where the making of a zygote fails after its program has rightly been executed.
 WITH_PROGRAM = ("step hand_over (unfit)", "step adopt_zygote")
 # What a start that was refused may leave: the root file system is kept for the next one.
@@ -154,7 +156,11 @@ class Playing:
         return why
 
     def _clean(self, scenario: Scenario, spec: Spec) -> str:
-        refused = scenario.clean(self.stage, spec)
+        # As the daemon does: one that is asked for again waits for processes for a moment only.
+        for pause_s in CLEAN_PAUSES_S:
+            if not (refused := scenario.clean(self.stage, spec)):
+                break
+            time.sleep(pause_s)
         self.stage.running._events.clear()
         return refused
 

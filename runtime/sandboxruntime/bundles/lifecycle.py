@@ -31,6 +31,7 @@ from sandboxruntime.cgroup import Cgroup, read_layout
 from sandboxruntime.container import remove_cgroup
 from sandboxruntime.errors import ContainerNotFound, SetupError, StateError
 from sandboxruntime.init import PR_SET_DUMPABLE
+from sandboxruntime.processes import open_process
 from sandboxruntime.status import await_status
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag
@@ -84,7 +85,7 @@ def kill(records: Records, container_id: str, signum: int, *, everybody: bool = 
                 os.kill(pid, signum)
         return
     _demand(records, record, "created", "running", "paused")
-    pidfd = os.pidfd_open(record.pid)
+    pidfd = open_process(record.pid)
     try:
         if is_alive(record):
             signal.pidfd_send_signal(pidfd, signum)
@@ -142,7 +143,7 @@ def execute(
     for kind in config.namespaces:
         flags |= NAMESPACE_FLAGS[kind]
     status_read, status_write = os.pipe2(os.O_CLOEXEC)
-    target = os.pidfd_open(record.pid)
+    target = open_process(record.pid)
     entry_fds, cgroup_fd = cgroup.entry_fds(), cgroup.directory_fd()
     filter_program = filter_of(config)
     if flags & CloneFlag.NEWPID:

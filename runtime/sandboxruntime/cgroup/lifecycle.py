@@ -19,6 +19,7 @@ from sandboxruntime.cgroup.files import (
 from sandboxruntime.cgroup.layout import Layout
 from sandboxruntime.cgroup.limits import Write
 from sandboxruntime.errors import HostError, StateError
+from sandboxruntime.processes import open_process
 
 __all__ = [
     "freeze",
@@ -212,10 +213,10 @@ def _signal_and_wait(found: Sequence[int], directories: Iterable[str], deadline:
     try:
         for pid in found:
             try:
-                pidfds.append((pid, os.pidfd_open(pid)))
+                pidfds.append((pid, open_process(pid)))
             except ProcessLookupError:
                 continue  # it has just ended
-        # The number may have been reused between the reading and pidfd_open(): a pid that is
+        # The number may have been reused between the reading and the opening: a pid that is
         # still listed now is the process behind the descriptor, or one just as much inside.
         still_inside = set(pids(tops))
         poller = select.poll()
