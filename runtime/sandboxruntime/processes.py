@@ -9,14 +9,15 @@ __all__ = ["open_process"]
 
 
 def open_process(pid: int) -> int:
-    """A pidfd of a process, which the caller owns. Raises ProcessLookupError once it has ended.
+    """A pidfd of a process, which the caller owns. ProcessLookupError once it has been reaped.
 
-    Linux before 6.16 says EINVAL, not ESRCH, for a leader that has been reaped while its group,
-    its session or a look-up still holds the number: no process has it any more.
+    Linux before 6.16 says EINVAL, not ESRCH, for a leader that has been reaped while its group, its
+    session or a look-up still holds the number; and for a number that is a thread's, which is
+    ENOENT since. No process has it.
     """
     try:
         return os.pidfd_open(pid)
     except OSError as exc:
-        if exc.errno == errno.EINVAL and pid > 0:
+        if exc.errno in (errno.EINVAL, errno.ENOENT) and pid > 0:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended") from exc
         raise

@@ -247,19 +247,23 @@ class MountFactory:
             # (overlayfs.rst, "Volatile mount"); this host is up, and its page cache is right.
             mark = os.path.join(spec.rootfs.work, "work", "incompat")
             shutil.rmtree(mark, ignore_errors=True)
-        with contextlib.ExitStack() as stack:
-            places = []
-            for layer in spec.rootfs.lower:
-                places.append(self._mount_layer(layer, MountAttr.RDONLY, userns_fd))
-                # overlayfs keeps private clones of its layers; ours are not needed again.
-                stack.callback(_detach, places[-1])
-            # Not idmapped: what is written has the host's ids on disk.
-            places.append(self._mount_layer(_shared_folder(spec.rootfs), MountAttr(0), None))
-            stack.callback(_detach, places[-1])
-            *lower, writable = (os.path.basename(place) for place in places)
-            mount_fd = self._new_overlay(overlay_options(spec.rootfs, lower, writable))
-            stack.callback(os.close, mount_fd)
-            return self._attach(mount_fd)
+        with contextlib.ExitStack() as undo:
+            with contextlib.ExitStack() as temporary:
+                places = []
+                for layer in spec.rootfs.lower:
+                    places.append(self._mount_layer(layer, MountAttr.RDONLY, userns_fd))
+                    # overlayfs keeps private clones of its layers; ours are not needed again.
+                    temporary.callback(_detach, places[-1])
+                # Not idmapped: what is written has the host's ids on disk.
+                places.append(self._mount_layer(_shared_folder(spec.rootfs), MountAttr(0), None))
+                temporary.callback(_detach, places[-1])
+                *lower, writable = (os.path.basename(place) for place in places)
+                mount_fd = self._new_overlay(overlay_options(spec.rootfs, lower, writable))
+                temporary.callback(os.close, mount_fd)
+                mount_point = self._attach(mount_fd)
+                undo.callback(_detach, mount_point)
+            undo.pop_all()
+            return mount_point
 
     def _new_overlay(
         self, options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
@@ -270,13 +274,17 @@ class MountFactory:
         """
         fs_fd = syscalls.fsopen("overlay")
         try:
-            with contextlib.chdir(self._staging):
+            before = os.getcwd()
+            os.chdir(self._staging)
+            try:
                 for key, value in options:
                     if value is None:
                         syscalls.fsconfig_flag(fs_fd, key)
                     else:
                         syscalls.fsconfig_string(fs_fd, key, value)
                 syscalls.fsconfig_create(fs_fd)
+            finally:
+                os.chdir(before)
             return syscalls.fsmount(fs_fd, MountAttr.NOSUID | MountAttr.NODEV | attributes)
         finally:
             os.close(fs_fd)

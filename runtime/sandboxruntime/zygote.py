@@ -9,6 +9,7 @@ image can refuse service to itself, and outside verification holds its children 
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import os
 import select
@@ -189,14 +190,12 @@ def end(pidfd: int, deadline_s: float = 10.0) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it has ended and was, or waits to be, reaped
-    try:
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    except ChildProcessError:
-        # A zygote's child: Linux reaps it for its parent, and the pidfd tells when it is dead.
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        limit = time.monotonic() + deadline_s
-        while not poll.poll(max(0.0, (limit - time.monotonic()) * 1000)):
-            if time.monotonic() > limit:
-                break
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    limit = time.monotonic() + deadline_s  # it may be stuck, or frozen
+    while not poll.poll(max(0.0, (limit - time.monotonic()) * 1000)):
+        if time.monotonic() > limit:
+            break
+    with contextlib.suppress(ChildProcessError):  # a zygote's child: Linux reaps it for its parent
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     os.close(pidfd)

@@ -41,10 +41,11 @@ async def execute(
         with contextlib.ExitStack() as writers:
             streams = [await _Stream.open(name, stack, writers) for name in ("stdout", "stderr")]
             output_fds = [stream.write_fd for stream in streams]
-            try:
-                peer = await _start(kernels, sandbox, request, output_fds, exited)
-            except LauncherLost:  # so it has executed nothing
-                peer = await _start(kernels, sandbox, request, output_fds, exited)
+            async with sandbox.freezing:  # nor may it be paused until the process is in it
+                try:
+                    peer = await _start(kernels, sandbox, request, output_fds, exited)
+                except LauncherLost:  # so it has executed nothing
+                    peer = await _start(kernels, sandbox, request, output_fds, exited)
         stack.callback(_end, peer)
         exited.add_done_callback(lambda done: _end_unseen(peer, done))
         outputs = await stack.enter_async_context(contextlib.aclosing(_outputs(streams)))

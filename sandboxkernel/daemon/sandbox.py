@@ -84,6 +84,7 @@ class Sandbox:
     log: LogBuffer = field(default_factory=LogBuffer)
     sockets: KernelSockets | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    freezing: asyncio.Lock = field(default_factory=asyncio.Lock)  # or letting an exec's process in
     watchers: int = 0
     unwatched_since: float = field(default_factory=time.monotonic)
     process: Process | None = None
@@ -365,24 +366,23 @@ class Sandbox:
         """SIGKILL for everything inside; returns when the exit has been recorded."""
         self.asked_to_end = True
         if self.state in ("running", "paused") and self._spec is not None:
-            cgroup = Cgroup(self.runtime.layout, self._spec.cgroups_path)
-            await asyncio.to_thread(cgroup.kill)
+            await asyncio.to_thread(Cgroup(self.runtime.layout, self._spec.cgroups_path).kill)
             await self._exited.wait()
 
     async def pause(self) -> None:
         """Freeze every process."""
-        process = self._require_process()
-        with told_if_ended(self.request.kernel_id):
-            await asyncio.to_thread(process.cgroup.freeze)
-        if self._require_process() is process:
-            self.state = "paused"
-            self.on_state(self)
+        async with self.freezing:
+            process = self._require_process()
+            with told_if_ended(self.request.kernel_id):
+                await asyncio.to_thread(process.cgroup.freeze)
+            if self._require_process() is process:
+                self.state = "paused"
+                self.on_state(self)
 
     async def unpause(self) -> None:
         """Let a paused sandbox go on."""
-        process = self._require_process()
         with told_if_ended(self.request.kernel_id):
-            await asyncio.to_thread(process.cgroup.thaw)
+            await asyncio.to_thread(self._require_process().cgroup.thaw)
         if self.state == "paused":
             self.state = "running"
             self.on_state(self)

@@ -66,10 +66,13 @@ def main() -> int:
                 break
         if options.json and options.page and clean and not asked:
             record = json.loads(options.json.read_text())
+            if dirty := figures.dirty(record):
+                print(f"{options.page}: not written: {dirty} found something", flush=True)
+                return 1
             options.page.write_text(figures.put_into(options.page.read_text(), record))
     finally:
         remove_cgroups()
-    return 0 if clean else 1
+    return 0 if clean and not asked else 1
 
 
 if __name__ == "__main__":

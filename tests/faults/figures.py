@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.record import ERRNOS
 
-__all__ = ["NAMES", "keep", "paragraphs", "put_into"]
+__all__ = ["NAMES", "dirty", "keep", "paragraphs", "put_into"]
 
 Document = Mapping[str, Any]
 
@@ -68,6 +68,15 @@ def paragraphs(record: Document) -> str:
         f" passed over; of {removal['points']} operations of a removal {removal['faults']} failed once,"
         " and it succeeded.\n"
     )
+
+
+def dirty(record: Document) -> list[str]:
+    """The scenarios of which something is wrong. Pure."""
+    return [
+        name
+        for name, found in record.items()
+        if found["problems"] or found["leaks"] or found["user code ran"]
+    ]
 
 
 def put_into(text: str, record: Document) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,29 @@ def test_an_ended_kernel_can_be_neither_signalled_nor_paused(daemon: RunningDaem
         ):
             with pytest.raises(KernelNotRunning):
                 call(kernel.id)
+
+
+def test_a_pause_waits_until_an_exec_is_inside(daemon: RunningDaemon) -> None:
+    """A process that is frozen on its way in would hold up the launcher, and with it everybody."""
+    answers: list[object] = []
+
+    def execute(name: str) -> None:
+        try:
+            answers.append(list(daemon.client().exec(name, ["true"]))[-1])
+        except SandboxError as exc:
+            answers.append(exc)
+
+    with sandbox(daemon) as kernel, sandbox(daemon) as other:
+        for pause_ms in range(0, 40, 4):
+            beside = threading.Thread(target=execute, args=[kernel.id])
+            beside.start()
+            time.sleep(pause_ms / 1000)
+            daemon.client().pause(kernel.id)
+            assert run_inside(daemon, other, "true") == (0, "")
+            daemon.client().unpause(kernel.id)
+            beside.join(DEADLINE_S)
+    assert len(answers) == 10
+    assert all(isinstance(each, Conflict) or each == ExecExit(exit_code=0) for each in answers)
 
 
 @pytest.mark.parametrize("number", [0, -1, 65, 1 << 40])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults.figures import NAMES, keep, put_into
+from tests.faults.figures import NAMES, dirty, keep, put_into
 from tests.faults.record import ERRNOS, Found
 from tests.faults.scenarios import SCENARIOS
+from tests.faults.served import SERVED
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE: dict[str, Any] = {
@@ -20,12 +21,25 @@ WHOLE: dict[str, Any] = {
 
 def test_the_page_has_the_figures_of_the_record() -> None:
     record = json.loads((ROOT / "docs/benchmarks/faults.json").read_text())
+    assert dirty(record) == []
     page = (ROOT / "docs/security.md").read_text()
     assert put_into(page, record) == page, "run make faults"
 
 
 def test_every_scenario_of_the_launcher_has_a_row() -> None:
     assert list(NAMES) == list(SCENARIOS)
+
+
+def test_a_whole_run_replaces_the_record() -> None:
+    """Those of a real daemon take one operation of some, in turn: as many as the record says."""
+    record = json.loads((ROOT / "docs/benchmarks/faults.json").read_text())
+    for name, sampled in SERVED.items():
+        assert record[name]["every"] >= sampled.every
+
+
+def test_findings_are_told_from_none() -> None:
+    for kind in ("problems", "leaks", "user code ran"):
+        assert dirty({"exec": WHOLE, "cold": {**WHOLE, kind: ["something"]}}) == ["cold"]
 
 
 @pytest.mark.parametrize(

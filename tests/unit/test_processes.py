@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -27,6 +28,18 @@ def test_the_leader_of_a_group_that_lives_on_has_ended() -> None:
     finally:
         os.close(write)
         os.close(read)
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOENT, errno.ESRCH])
+def test_each_answer_of_linux_says_that_it_has_ended(
+    answer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pidfd_open(pid: int) -> int:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    with pytest.raises(ProcessLookupError):
+        open_process(1)
 
 
 def test_arguments_that_mean_no_process_stay_errors() -> None:
