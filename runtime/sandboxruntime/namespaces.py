@@ -11,12 +11,14 @@ import struct
 from collections.abc import Iterable
 
 from sandboxruntime import syscalls
+from sandboxruntime.channel import recv_message, send_message
 from sandboxruntime.spec import IdMapping
-from sandboxruntime.syscalls import CloneFlag, UmountFlag
+from sandboxruntime.syscalls import CloneFlag, OpenTreeFlag, UmountFlag
 
 __all__ = [
     "NAMESPACES",
     "bring_up_loopback",
+    "clone_root",
     "end_with_parent",
     "make_user_namespace",
     "pivot_to",
@@ -119,3 +121,27 @@ def bring_up_loopback() -> None:
         reply = fcntl.ioctl(sock, SIOCGIFFLAGS, request)
         flags = struct.unpack_from("H", reply, 16)[0]
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+
+
+def clone_root(container_pidfd: int) -> int:
+    """A detached copy of the root mount of a container's mount namespace; the caller owns it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            # A process of its own: one that entered the namespace would have to come back.
+            try:
+                syscalls.setns(container_pidfd, CloneFlag.NEWNS)
+                flags = OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC
+                send_message(theirs, {}, [syscalls.open_tree(syscalls.AT_FDCWD, "/", flags)])
+            except OSError as exc:
+                send_message(theirs, {"errno": exc.errno, "message": str(exc)})
+            finally:
+                os._exit(0)
+        theirs.close()
+        message, fds = recv_message(ours)
+        os.waitpid(child, 0)
+        if not fds:
+            found = message or {"errno": errno.EIO, "message": "the helper ended without a word"}
+            raise OSError(found["errno"], f"cannot clone a container's root: {found['message']}")
+        return fds[0]

@@ -10,21 +10,18 @@ import contextlib
 import errno
 import os
 import shutil
-import socket
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
 from sandboxruntime.acting import acting_as
-from sandboxruntime.channel import recv_message, send_message
 from sandboxruntime.errors import HostError, SetupError, SpecError
-from sandboxruntime.namespaces import make_user_namespace
+from sandboxruntime.namespaces import clone_root, make_user_namespace
 from sandboxruntime.spec import Bind, IdMapping, Rootfs, Spec
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import (
     AT_EMPTY_PATH,
-    CloneFlag,
     MountAttr,
     MountFlag,
     MoveMountFlag,
@@ -79,9 +76,19 @@ def _shared_folder(rootfs: Rootfs) -> str:
 
 @dataclass(slots=True)
 class _Overlay:
+    """`work_fd` is the directory that overlayfs has made in the work directory."""
+
     rootfs: Rootfs
     mount_point: str
+    work_fd: int
     users: int = 0
+
+    def is_broken(self) -> bool:
+        """Another launcher has mounted the layer: that made the work directory anew.
+
+        Nothing can be copied up here any more (ENOENT).
+        """
+        return os.fstat(self.work_fd).st_nlink == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +121,18 @@ class MountFactory:
         """Return a detached mount of the container's root; count one user of its overlay."""
         key = (spec.rootfs, spec.uid_mappings)
         overlay = self._overlays.get(key)
+        if overlay is not None and overlay.is_broken():
+            if overlay.users:
+                raise SetupError(
+                    f"the layer {spec.rootfs.upper} is in use, and another daemon mounted it, too",
+                    step=Step.ROOTFS,
+                    errno=errno.EBUSY,
+                )
+            self._unmount(key)
+            overlay = None
         if overlay is None:
             self._refuse_shared_upper(spec.rootfs)
-            overlay = _Overlay(spec.rootfs, self._mount_overlay(spec))
-            self._overlays[key] = overlay
+            overlay = self._overlays[key] = self._mount_overlay(spec)
         self._overlays.move_to_end(key)
         fd = syscalls.open_tree(syscalls.AT_FDCWD, overlay.mount_point, _CLONE)
         overlay.users += 1
@@ -132,12 +147,11 @@ class MountFactory:
         key = (spec.rootfs, spec.uid_mappings)
         overlay = self._overlays.get(key)
         if overlay is None:
-            fd = _clone_root(container_pidfd)
+            fd = clone_root(container_pidfd)
             try:
-                overlay = _Overlay(spec.rootfs, self._attach(fd))
+                overlay = self._overlays[key] = self._overlay(spec.rootfs, fd)
             finally:
                 os.close(fd)
-            self._overlays[key] = overlay
         overlay.users += 1
 
     def release_rootfs(self, spec: Spec) -> None:
@@ -238,7 +252,7 @@ class MountFactory:
                 )
         self.forget(rootfs.upper)
 
-    def _mount_overlay(self, spec: Spec) -> str:
+    def _mount_overlay(self, spec: Spec) -> _Overlay:
         userns_fd = None
         if not spec.zygote:
             userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
@@ -260,10 +274,20 @@ class MountFactory:
                 *lower, writable = (os.path.basename(place) for place in places)
                 mount_fd = self._new_overlay(overlay_options(spec.rootfs, lower, writable))
                 temporary.callback(os.close, mount_fd)
-                mount_point = self._attach(mount_fd)
-                undo.callback(_detach, mount_point)
+                overlay = self._overlay(spec.rootfs, mount_fd)
+                undo.callback(_detach, overlay.mount_point)
+                undo.callback(os.close, overlay.work_fd)
             undo.pop_all()
-            return mount_point
+            return overlay
+
+    def _overlay(self, rootfs: Rootfs, mount_fd: int) -> _Overlay:
+        """One that is mounted: attached, with its work directory open. Borrows the descriptor."""
+        work_fd = os.open(f"{rootfs.work}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _Overlay(rootfs, self._attach(mount_fd), work_fd)
+        except BaseException:
+            os.close(work_fd)
+            raise
 
     def _new_overlay(
         self, options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
@@ -352,10 +376,11 @@ class MountFactory:
         return fd
 
     def _unmount(self, key: tuple[Rootfs, tuple[IdMapping, ...]]) -> None:
-        mount_point = self._overlays[key].mount_point
-        syscalls.umount2(mount_point, UmountFlag.DETACH)
+        overlay = self._overlays[key]
+        syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
         del self._overlays[key]
-        os.rmdir(mount_point)
+        os.close(overlay.work_fd)
+        os.rmdir(overlay.mount_point)
 
     def _new_directory(self, mode: int = 0o700) -> str:
         self._serial += 1
@@ -380,29 +405,6 @@ def _remove_flat(directory: str) -> None:
         remove = os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink
         remove(entry.path)
     os.rmdir(directory)
-
-
-def _clone_root(container_pidfd: int) -> int:
-    """A detached copy of the root mount of a container's mount namespace; the caller owns it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        child = os.fork()
-        if child == 0:
-            # A process of its own: one that entered the namespace would have to come back.
-            try:
-                syscalls.setns(container_pidfd, CloneFlag.NEWNS)
-                send_message(theirs, {}, [syscalls.open_tree(syscalls.AT_FDCWD, "/", _CLONE)])
-            except OSError as exc:
-                send_message(theirs, {"errno": exc.errno, "message": str(exc)})
-            finally:
-                os._exit(0)
-        theirs.close()
-        message, fds = recv_message(ours)
-        os.waitpid(child, 0)
-        if not fds:
-            found = message or {"errno": errno.EIO, "message": "the helper ended without a word"}
-            raise OSError(found["errno"], f"cannot clone a container's root: {found['message']}")
-        return fds[0]
 
 
 def is_allowed(path: str, roots: tuple[str, ...]) -> bool:

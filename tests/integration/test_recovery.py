@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sandboxkernel.errors import KernelNotFound, SandboxError
+from sandboxkernel.errors import KernelNotFound, KernelStartFailed, SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, Limits
 from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.conformance.session import session
@@ -321,6 +321,27 @@ def test_a_daemon_that_is_stopped_while_it_makes_spares_stops_at_once(own: Runni
                 own.process.wait(15)
                 own.start()
         assert own.client().inspect(kernel.id).state == "running"
+
+
+def test_a_layer_that_another_daemon_has_mounted_meanwhile_can_be_written(tmp_path: Path) -> None:
+    """That made the work directory of its overlay anew: the one before can copy nothing up."""
+    (tmp_path / "images").symlink_to(SHARED_DATA / "images")
+    copies = ("mkdir", "/var/tmp/below")  # the folder is the image's: it is copied up first
+    with running_daemon(data_dir=tmp_path) as first, running_daemon(data_dir=tmp_path) as second:
+        for daemon in (first, second):
+            with sandbox(daemon):
+                pass
+        with sandbox(first) as kernel:
+            assert run_inside(first, kernel, *copies) == (0, "")
+            with sandbox(second):
+                pass
+            with (
+                pytest.raises(KernelStartFailed, match="another daemon mounted it"),
+                sandbox(first),
+            ):
+                pass
+        with sandbox(first) as kernel:
+            assert run_inside(first, kernel, "rmdir", "/var/tmp/below") == (0, "")
 
 
 def test_after_a_reboot_layers_are_there_and_nothing_else_is(tmp_path: Path) -> None:
