@@ -239,12 +239,7 @@ def test_a_zygote_that_dies_is_replaced_and_its_kernels_live_on(
     zygote = warm_up(daemon)
     with session(work) as kernel:
         assert start_path(daemon, kernel) in ("warm", "spare")
-        (pid,) = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _is_zygote(entry, zygote.id)
-        ]
-        os.kill(pid, 9)
+        os.kill(wait_until(lambda: _pid_of(zygote.id)), 9)
         wait_until(
             lambda: (
                 zygote.id not in {z.id for z in daemon.client().zygotes().zygotes if not z.retired}
@@ -254,6 +249,16 @@ def test_a_zygote_that_dies_is_replaced_and_its_kernels_live_on(
         with session(work) as next_one:  # none to fork from: it starts cold, by itself
             assert next_one.run("print(6 * 7)").text == "42"
     wait_until(lambda: warm_up(daemon).id != zygote.id)
+
+
+def _pid_of(zygote_id: str) -> int | None:
+    """The zygote's pid; None while it forks a spare, which is in its cgroup for a moment."""
+    found = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_zygote(entry, zygote_id)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_zygote(entry: Path, zygote_id: str) -> bool:
