@@ -133,7 +133,7 @@ fuzz: $(TEST_STAMP) ## Made-up requests of every operation of the API, with figu
 fuzz-guided: $(TEST_STAMP) ## Made-up bytes for every reader of others' bytes, guided by coverage; SECONDS_IN_ALL=600
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600)
 
-faults: $(TEST_STAMP) ## Every privileged operation of the launcher, of zygotes and forks fails, with every errno; 40 minutes
+faults: $(TEST_STAMP) ## Every privileged operation of the launcher, of zygotes and forks fails, with every errno; 20 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json --page docs/security.md
 
 crashes: $(TEST_STAMP) ## Kill daemon and launcher at every step and 200 random moments; 6 minutes

@@ -101,8 +101,8 @@ def _descriptors(pid: int) -> dict[str, int]:
     targets = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            targets.append(os.readlink(entry).removesuffix(" (deleted)"))
-    kept = sum(target.endswith("/work/work") for target in targets)
+            targets.append(Path(os.readlink(entry).removesuffix(" (deleted)")))
+    kept = sum(target.parts[-2:] == ("work", "work") for target in targets)
     return {"descriptors": len(targets) - kept, "work directories": kept}
 
 
