@@ -21,6 +21,7 @@ import msgspec
 
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import SandboxError
+from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.models import ExecExit, ExecOutput, Kernel, KernelCreate, Limits, Zygote
 from sandboxruntime.cgroup import read_layout
 from sandboxruntime.cgroup.layout import parse_others
@@ -31,7 +32,8 @@ RANDOM = bool(os.environ.get("SANDBOXKERNEL_TEST_RANDOM"))
 # An emulated processor is many times slower than ours (tests/vm).
 SLOWDOWN = float(os.environ.get("SANDBOXKERNEL_TEST_SLOWDOWN", "1"))
 DEADLINE_S = 30.0 * SLOWDOWN
-# The host image takes seconds to build; every daemon of the tests shares one store.
+# The host image takes seconds to build: the daemons of the tests share one store of images, by a
+# link. The rest of a data directory is one daemon's.
 SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxkernel-tests"))
 # Per session: two sessions on one machine must not take each other's sandboxes for leaks.
 CGROUP_PARENT = f"sandboxkernel-tests-{os.getpid()}"
@@ -41,7 +43,7 @@ EXECUTOR = os.environ.get("SANDBOXKERNEL_TEST_EXECUTOR", "native")
 ZYGOTES = EXECUTOR == "native" and os.environ.get("SANDBOXKERNEL_TEST_ZYGOTES", "1") != "0"
 # Configuration of a daemon that makes none.
 NO_ZYGOTES = "c.SandboxKernelDaemon.max_zygotes = 0\n"
-_run_dirs: set[Path] = set()
+_daemons: dict[Path, Path] = {}  # run directory and data directory of what is running
 FIRST_ID = 0x70000000 - 65536  # of the zygotes' uids; the users' ranges follow
 
 
@@ -62,7 +64,7 @@ def wait_until(
 
 @dataclass
 class RunningDaemon:
-    """A daemon of the tests' own: own run directory, own cgroups, shared image store."""
+    """A daemon of the tests' own: own directories, own cgroups, shared image store."""
 
     run_dir: Path
     data_dir: Path
@@ -153,12 +155,11 @@ def running_daemon(
     program: tuple[str, ...] = ("-m", "sandboxkernel.daemon"),
 ) -> Iterator[RunningDaemon]:
     """Start a daemon, wait until it serves, stop it at the end. `program` gets its run directory
-    as {run_dir}."""
+    as {run_dir}. Without `data_dir` it has one of its own while it runs."""
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
     run_dir.chmod(0o755)
-    _run_dirs.add(run_dir)
-    data = data_dir or SHARED_DATA
-    data.mkdir(parents=True, exist_ok=True)
+    data = data_dir or make_data_dir(SHARED_DATA / "daemons" / run_dir.name)
+    _daemons[run_dir] = data
     config_path = run_dir / "sandboxkernel_config.py"
     if EXECUTOR != "native":
         config += by_executor(EXECUTOR)
@@ -172,8 +173,18 @@ def running_daemon(
         yield daemon
     finally:
         daemon.stop()
-        _run_dirs.discard(run_dir)
+        del _daemons[run_dir]
         shutil.rmtree(run_dir)
+        if data_dir is None:
+            remove_tree(data)
+
+
+def make_data_dir(path: Path) -> Path:
+    """A data directory with the images of all daemons of the tests."""
+    (SHARED_DATA / "images").mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "images").symlink_to(SHARED_DATA / "images")
+    return path
 
 
 def warm_up(daemon: RunningDaemon, profile: str | None = None) -> Zygote | None:
@@ -242,7 +253,7 @@ def python_inside(daemon: RunningDaemon, kernel: Kernel, source: str) -> tuple[i
 def residents() -> set[str]:
     """Zygotes and waiting spares of our daemons: theirs, and nothing that a sandbox left."""
     found: set[str] = set()
-    for run_dir in _run_dirs:
+    for run_dir in _daemons:
         with contextlib.suppress(SandboxError, OSError):
             for zygote in SandboxClient(run_dir / "api.sock").zygotes().zygotes:
                 found |= {zygote.id, *zygote.spares}
@@ -266,9 +277,12 @@ def host_state() -> dict[str, Any]:
         "namespaces": sorted(namespaces),
         "mounts": sorted(mounts),
         "loop devices": sorted(p.name for p in Path("/sys/block").glob("loop*/loop")),
-        "run directories": sorted(str(p) for run in _run_dirs for p in run.glob("k/*")),
+        "run directories": sorted(str(p) for run in _daemons for p in run.glob("k/*")),
         "scratch": sorted(
-            p.name for p in (SHARED_DATA / "scratch").glob("*") if p.name not in kept
+            p.name
+            for data in (SHARED_DATA, *_daemons.values())
+            for p in (data / "scratch").glob("*")
+            if p.name not in kept
         ),
     }
 

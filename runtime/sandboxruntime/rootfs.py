@@ -76,19 +76,9 @@ def _shared_folder(rootfs: Rootfs) -> str:
 
 @dataclass(slots=True)
 class _Overlay:
-    """`work_fd` is the directory that overlayfs has made in the work directory."""
-
     rootfs: Rootfs
     mount_point: str
-    work_fd: int
     users: int = 0
-
-    def is_broken(self) -> bool:
-        """Another launcher has mounted the layer: that made the work directory anew.
-
-        Nothing can be copied up here any more (ENOENT).
-        """
-        return os.fstat(self.work_fd).st_nlink == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +111,9 @@ class MountFactory:
         """Return a detached mount of the container's root; count one user of its overlay."""
         key = (spec.rootfs, spec.uid_mappings)
         overlay = self._overlays.get(key)
-        if overlay is not None and overlay.is_broken():
-            if overlay.users:
-                raise SetupError(
-                    f"the layer {spec.rootfs.upper} is in use, and another daemon mounted it, too",
-                    step=Step.ROOTFS,
-                    errno=errno.EBUSY,
-                )
-            self._unmount(key)
-            overlay = None
         if overlay is None:
             self._refuse_shared_upper(spec.rootfs)
-            overlay = self._overlays[key] = self._mount_overlay(spec)
+            overlay = self._overlays[key] = _Overlay(spec.rootfs, self._mount_overlay(spec))
         self._overlays.move_to_end(key)
         fd = syscalls.open_tree(syscalls.AT_FDCWD, overlay.mount_point, _CLONE)
         overlay.users += 1
@@ -149,7 +130,7 @@ class MountFactory:
         if overlay is None:
             fd = clone_root(container_pidfd)
             try:
-                overlay = self._overlays[key] = self._overlay(spec.rootfs, fd)
+                overlay = self._overlays[key] = _Overlay(spec.rootfs, self._attach(fd))
             finally:
                 os.close(fd)
         overlay.users += 1
@@ -252,7 +233,7 @@ class MountFactory:
                 )
         self.forget(rootfs.upper)
 
-    def _mount_overlay(self, spec: Spec) -> _Overlay:
+    def _mount_overlay(self, spec: Spec) -> str:
         userns_fd = None
         if not spec.zygote:
             userns_fd = self._namespace_for(spec.uid_mappings, spec.gid_mappings)
@@ -274,20 +255,10 @@ class MountFactory:
                 *lower, writable = (os.path.basename(place) for place in places)
                 mount_fd = self._new_overlay(overlay_options(spec.rootfs, lower, writable))
                 temporary.callback(os.close, mount_fd)
-                overlay = self._overlay(spec.rootfs, mount_fd)
-                undo.callback(_detach, overlay.mount_point)
-                undo.callback(os.close, overlay.work_fd)
+                mount_point = self._attach(mount_fd)
+                undo.callback(_detach, mount_point)
             undo.pop_all()
-            return overlay
-
-    def _overlay(self, rootfs: Rootfs, mount_fd: int) -> _Overlay:
-        """One that is mounted: attached, with its work directory open. Borrows the descriptor."""
-        work_fd = os.open(f"{rootfs.work}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return _Overlay(rootfs, self._attach(mount_fd), work_fd)
-        except BaseException:
-            os.close(work_fd)
-            raise
+            return mount_point
 
     def _new_overlay(
         self, options: Iterable[tuple[str, str | None]], attributes: MountAttr = MountAttr(0)
@@ -376,11 +347,10 @@ class MountFactory:
         return fd
 
     def _unmount(self, key: tuple[Rootfs, tuple[IdMapping, ...]]) -> None:
-        overlay = self._overlays[key]
-        syscalls.umount2(overlay.mount_point, UmountFlag.DETACH)
+        mount_point = self._overlays[key].mount_point
+        syscalls.umount2(mount_point, UmountFlag.DETACH)
         del self._overlays[key]
-        os.close(overlay.work_fd)
-        os.rmdir(overlay.mount_point)
+        os.rmdir(mount_point)
 
     def _new_directory(self, mode: int = 0o700) -> str:
         self._serial += 1

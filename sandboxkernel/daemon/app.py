@@ -23,6 +23,7 @@ from sandboxkernel.daemon import logformat, systemd
 from sandboxkernel.daemon.admission import Admission, raise_descriptor_limit
 from sandboxkernel.daemon.checkup import Checkup
 from sandboxkernel.daemon.configuration import load_configuration
+from sandboxkernel.daemon.datadir import hold_data_dir
 from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.handler import Services
 from sandboxkernel.daemon.housekeeping import Housekeeping
@@ -189,8 +190,7 @@ class SandboxKernelDaemon(Application):
         async with contextlib.AsyncExitStack() as stack:
             mode = 0o600 if self.embedded else self.socket_mode
             paths.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-            paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            paths.data_dir.chmod(0o700)  # no user has business here, not even as a work folder
+            await stack.enter_async_context(hold_data_dir(paths))
             sock = systemd.take_listening_socket(paths.api_socket)
             if sock is None:
                 sock = bind_api_socket(paths.api_socket, mode)

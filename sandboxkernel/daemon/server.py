@@ -30,7 +30,14 @@ from sandboxkernel.errors import (
 )
 from sandboxkernel.limits import Subject
 
-__all__ = ["BaseHandler", "NotFoundHandler", "bind_api_socket", "make_server", "subject_of"]
+__all__ = [
+    "BaseHandler",
+    "NotFoundHandler",
+    "answers",
+    "bind_api_socket",
+    "make_server",
+    "subject_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +77,16 @@ def subject_of(uid: int, gid: int) -> Subject:
     return subject
 
 
+def answers(path: Path) -> bool:
+    """Whether anybody accepts connections on a socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 def bind_api_socket(path: Path, mode: int) -> socket.socket:
     """Bind the API socket with its mode from the start; a live daemon's socket is not replaced.
 
@@ -77,16 +94,12 @@ def bind_api_socket(path: Path, mode: int) -> socket.socket:
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(path))
-            except OSError:
-                path.unlink()
-            else:
-                raise SandboxError(
-                    f"a daemon already listens on {path}",
-                    hint="Stop it, or set SANDBOXKERNEL_RUN_DIR.",
-                )
+        if answers(path):
+            raise SandboxError(
+                f"a daemon already listens on {path}",
+                hint="Stop it, or set SANDBOXKERNEL_RUN_DIR.",
+            )
+        path.unlink()
     # bind(2) takes the mode from the umask; a chmod afterwards would leave a window.
     previous = os.umask(0o777 & ~mode)
     try:

@@ -37,7 +37,7 @@ CLEAN_PAUSES_S = (0.1, 1.0, 3.0, 10.0)
 # Where the making of a zygote fails after its program has rightly been executed.
 WITH_PROGRAM = ("step hand_over (unfit)", "step adopt_zygote")
 # What a start that was refused may leave: the root file system is kept for the next one.
-KEPT = ("mounts", "staging", "work directories")
+KEPT = ("mounts", "staging")
 Step = Callable[[Scene, Spec], str]
 
 

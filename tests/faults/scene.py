@@ -83,7 +83,7 @@ class Scene:
         held = {
             "children": _children(pid),
             "cgroups": our_cgroups(),
-            **_descriptors(pid),
+            "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
             "mounts": mounts.count(self.running.staging),
             "rights": [x for x in status if x.split(":")[0] in ("Uid", "Gid", "Groups", "Umask")],
             "staging": len(os.listdir(f"/proc/{pid}/root{self.running.staging}")),
@@ -94,16 +94,6 @@ class Scene:
             held["the zygote's children"] = _children(pid)
             held["the zygote's descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
         return held
-
-
-def _descriptors(pid: int) -> dict[str, int]:
-    """Those of overlays that are kept for a next start by themselves."""
-    targets = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            targets.append(Path(os.readlink(entry).removesuffix(" (deleted)")))
-    kept = sum(target.parts[-2:] == ("work", "work") for target in targets)
-    return {"descriptors": len(targets) - kept, "work directories": kept}
 
 
 def _children(pid: int) -> list[str]:

@@ -57,7 +57,7 @@ TOLERATED: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {
 # launcher's own tmpfs and mount namespace, which ends with the launcher, or an empty directory.
 LEFT = {
     "os.rmdir in rootfs.": ("staging", "mounts"),
-    "syscalls.umount2 in rootfs.": ("staging", "mounts", "work directories"),
+    "syscalls.umount2 in rootfs.": ("staging", "mounts"),
     "os.rmdir in oci.forget": ("records",),
 }
 

@@ -19,8 +19,8 @@ from tests.support import (
     DEADLINE_S,
     NO_ZYGOTES,
     ROOT,
-    SHARED_DATA,
     RunningDaemon,
+    make_data_dir,
     run_inside,
     running_daemon,
     sandbox,
@@ -45,7 +45,7 @@ def small(daemon: RunningDaemon) -> Iterator[RunningDaemon]:
     """
     data = Path("/run") / f"skt-data-{os.getpid()}"
     mount(data)
-    (data / "images").symlink_to(SHARED_DATA / "images")
+    make_data_dir(data)
     journal: list[Path] = []
     try:
         config = NO_ZYGOTES
@@ -203,9 +203,7 @@ def test_too_few_descriptors_stop_the_start(tmp_path: Path) -> None:
 
 
 def test_without_id_ranges_a_new_user_is_refused(daemon: RunningDaemon) -> None:
-    data = Path("/run") / f"skt-ids-{os.getpid()}"
-    data.mkdir()
-    (data / "images").symlink_to(SHARED_DATA / "images")
+    data = make_data_dir(Path("/run") / f"skt-ids-{os.getpid()}")
     (data / "ids.json").write_text('{"61011": 0}')
     config = "c.SandboxKernelDaemon.id_range_count = 1\n" + NO_ZYGOTES
     try:

@@ -37,6 +37,7 @@ from tests.support import (
     EXECUTOR,
     RunningDaemon,
     connect_unix,
+    make_data_dir,
     python_inside,
     run_inside,
     running_daemon,
@@ -496,10 +497,8 @@ def test_pages_of_kernels_cover_all_of_them(daemon: RunningDaemon) -> None:
 def test_a_missing_feature_of_the_host_refuses_the_start(daemon: RunningDaemon) -> None:
     """An I/O cap on a file system without a block device cannot be enforced."""
     with pytest.raises((HostUnsupported, RequestError)) as caught:
-        shm = Path("/dev/shm/sandboxkernel-test")
-        shm.mkdir(exist_ok=True)
+        shm = make_data_dir(Path("/dev/shm/sandboxkernel-test"))
         try:
-            (shm / "images").symlink_to(daemon.data_dir / "images")
             config = (
                 'c.SandboxKernelDaemon.profiles = {"default": {"limits": {"io_write": "1M"}}}\n'
             )

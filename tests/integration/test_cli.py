@@ -32,7 +32,7 @@ from tests.support import (
     connect_unix,
     host_state,
     leaks,
-    running_daemon,
+    make_data_dir,
     sandbox,
     wait_until,
 )
@@ -522,13 +522,11 @@ def test_launch_fails_with_what_to_do(daemon: RunningDaemon, tmp_path: Path) -> 
 def test_a_daemon_is_started_for_run_and_not_for_ps(tmp_path: Path) -> None:
     """The embedded default: nothing runs, `run` starts a daemon, it stops when told."""
     before = host_state()
-    with running_daemon() as other:  # only for its image store
-        data_dir = other.data_dir
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
     environ = {
         **{k: v for k, v in os.environ.items() if k != "SANDBOXKERNEL_HOST"},
         "SANDBOXKERNEL_RUN_DIR": str(run_dir),
-        "SANDBOXKERNEL_DATA_DIR": str(data_dir),
+        "SANDBOXKERNEL_DATA_DIR": str(make_data_dir(tmp_path / "data")),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}",
     }
 

@@ -11,23 +11,26 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandboxkernel.errors import KernelNotFound, KernelStartFailed, SandboxError
+from sandboxkernel.daemon.server import answers
+from sandboxkernel.errors import KernelNotFound, SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, Limits
 from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.conformance.session import session
 from tests.support import (
+    DEADLINE_S,
     NO_ZYGOTES,
-    SHARED_DATA,
     ZYGOTES,
     RunningDaemon,
     connect_unix,
     host_state,
     lasting_leaks,
+    make_data_dir,
     python_inside,
     run_inside,
     running_daemon,
@@ -269,7 +272,7 @@ def test_a_launcher_that_is_killed_while_it_is_being_started_again(own: RunningD
 
 
 def test_an_embedded_daemon_that_was_killed_is_started_again_by_its_clients(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Nobody supervises it: whoever has a kernel looks for it."""
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
@@ -277,7 +280,7 @@ def test_an_embedded_daemon_that_was_killed_is_started_again_by_its_clients(
     work = Path("/srv/sandboxkernel-tests/embedded")
     work.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("SANDBOXKERNEL_RUN_DIR", str(run_dir))
-    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(SHARED_DATA))
+    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(make_data_dir(tmp_path / "data")))
     monkeypatch.delenv("SANDBOXKERNEL_HOST", raising=False)
     with session(work) as kernel:
         assert kernel.run("kept = 42").status == "ok"
@@ -323,31 +326,57 @@ def test_a_daemon_that_is_stopped_while_it_makes_spares_stops_at_once(own: Runni
         assert own.client().inspect(kernel.id).state == "running"
 
 
-def test_a_layer_that_another_daemon_has_mounted_meanwhile_can_be_written(tmp_path: Path) -> None:
-    """That made the work directory of its overlay anew: the one before can copy nothing up."""
-    (tmp_path / "images").symlink_to(SHARED_DATA / "images")
-    copies = ("mkdir", "/var/tmp/below")  # the folder is the image's: it is copied up first
-    with running_daemon(data_dir=tmp_path) as first, running_daemon(data_dir=tmp_path) as second:
-        for daemon in (first, second):
-            with sandbox(daemon):
-                pass
-        with sandbox(first) as kernel:
-            assert run_inside(first, kernel, *copies) == (0, "")
-            with sandbox(second):
-                pass
-            with (
-                pytest.raises(KernelStartFailed, match="another daemon mounted it"),
-                sandbox(first),
-            ):
-                pass
-        with sandbox(first) as kernel:
-            assert run_inside(first, kernel, "rmdir", "/var/tmp/below") == (0, "")
+def test_a_data_directory_is_one_daemons(tmp_path: Path) -> None:
+    """Two would give one range of ids to two users, and mount a layer twice."""
+    data = make_data_dir(tmp_path / "data")
+    with running_daemon(data_dir=data) as first, sandbox(first):
+        with (
+            pytest.raises(
+                AssertionError, match=f"{data} is in use by the daemon of {first.run_dir}"
+            ),
+            running_daemon(data_dir=data),
+        ):
+            pass
+        first.kill()
+        # Nobody holds it; the sandbox of before lives on, and only a daemon of its journal knows.
+        with (
+            pytest.raises(
+                AssertionError, match=f"sandboxes of the daemon of {first.run_dir} .1 rec"
+            ),
+            running_daemon(data_dir=data),
+        ):
+            pass
+        first.start()
+        assert [kernel.state for kernel in first.client().kernels()] == ["running"]
+    with running_daemon(data_dir=data) as second, sandbox(second):
+        pass
+
+
+def test_a_daemon_waits_for_one_that_still_stops(tmp_path: Path) -> None:
+    """One that has closed its socket does not unlink the next one's, nor share its layers."""
+    with (
+        running_daemon(data_dir=make_data_dir(tmp_path / "data")) as daemon,
+        sandbox(daemon) as kernel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        stopping = daemon.process
+        stopping.send_signal(signal.SIGTERM)
+        wait_until(lambda: not answers(daemon.socket_path), every_s=0.001)
+        stopping.send_signal(signal.SIGSTOP)  # in the middle of it
+        start = pool.submit(daemon.start)
+        try:
+            wait_until(lambda: "waiting for it to stop" in daemon.log_path.read_text(), timeout_s=5)
+            assert stopping.poll() is None
+        finally:
+            stopping.send_signal(signal.SIGCONT)
+        start.result(DEADLINE_S)
+        assert stopping.wait(15) == 0
+        assert daemon.client().inspect(kernel.id).state == "running"
 
 
 def test_after_a_reboot_layers_are_there_and_nothing_else_is(tmp_path: Path) -> None:
     """Its processes, mounts and cgroups are gone; what the disk has of them, says which boot."""
-    (tmp_path / "images").symlink_to(SHARED_DATA / "images")
-    with running_daemon(data_dir=tmp_path) as rebooted:
+    with running_daemon(data_dir=make_data_dir(tmp_path)) as rebooted:
         client = rebooted.client()
         keeps = client.create(KernelCreate(kernel_id="keeps", argv=["sleep", "600"]))
         client.create(KernelCreate(kernel_id="scratch", argv=["sleep", "600"], ephemeral=True))
