@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 from sandboxkernel.daemon.handover import HandOver, Peer
 from sandboxkernel.daemon.lease import Lease, LeaseJournal, Started
@@ -28,11 +30,12 @@ from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import to_json
 from sandboxruntime.verify import verify
 
-__all__ = ["Key", "Zygote", "ZygoteStart"]
+__all__ = ["Key", "Zygote", "ZygoteStart", "read_ready"]
 
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 120.0
+READY_BYTES = 65536
 INSIDE_ID = 1000
 
 
@@ -155,13 +158,34 @@ class ZygoteStart:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                data = await loop.sock_recv(zygote.ready, 65536)
+                data = await loop.sock_recv(zygote.ready, READY_BYTES)
         except TimeoutError:
             raise KernelStartFailed(
                 f"the zygote was not ready within {READY_TIMEOUT_S:g} s", step="hand_over"
             ) from None
-        message = json.loads(data) if data else {"unfit": "it ended"}
-        if "unfit" in message:
+        unfit = read_ready(data)
+        if unfit is not None:
             zygote.log.drain()
             log.debug("zygote's output: %s", zygote.log.tail(4000).decode(errors="replace"))
-            raise KernelStartFailed(f"the zygote is unfit: {message['unfit']}", step="hand_over")
+            raise KernelStartFailed(f"the zygote is unfit: {unfit}", step="hand_over")
+
+
+class _Word(Struct, frozen=True):
+    ready: int | None = None
+    unfit: str | None = None
+
+
+def read_ready(data: bytes) -> str | None:
+    """Why a zygote cannot be used, None if it can. Pure.
+
+    Whatever it has imported by then may have written this, so it may be anything.
+    """
+    if not data:
+        return "it ended"
+    try:
+        word = msgspec.json.decode(data, type=_Word)
+    except (ValueError, RecursionError):  # MsgspecError is a ValueError
+        return f"it says {data[:80]!r}"
+    if word.unfit is None and word.ready is None:
+        return f"it says {data[:80]!r}"
+    return word.unfit[:1000] if word.unfit is not None else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import socket
 import uuid
@@ -24,6 +23,7 @@ from sandboxkernel.daemon.plan import (
     plan_zygote_payload,
     plan_zygote_spec,
 )
+from sandboxkernel.daemon.zygote import READY_BYTES, read_ready
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.images.userlayers import UserLayers
 from sandboxkernel.limits.profiles import DEFAULT_PROFILE
@@ -157,11 +157,11 @@ def _make(stage: Scene, spec: Spec, program: Payload) -> str | Standing:
         control_theirs.close()
         ready_theirs.close()
         try:
-            word = json.loads(ready.recv(65536) or b'{"unfit": "it ended"}')
+            unfit = read_ready(ready.recv(READY_BYTES))
         except ConnectionError as exc:
-            word = {"unfit": str(exc)}
-        if "unfit" in word:
-            return f"step hand_over (unfit): {word['unfit']}"
+            unfit = str(exc)
+        if unfit is not None:
+            return f"step hand_over (unfit): {unfit}"
         try:
             stage.running.request(
                 "adopt_zygote", [control.fileno()], container_id=spec.container_id

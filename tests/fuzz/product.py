@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.connection_file import read_connection_file
+from sandboxkernel.daemon.zygote import read_ready
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.images.elf import read_elf
 from sandboxkernel.images.layerdiff import show_path
@@ -140,6 +141,12 @@ def problem(data: bytes) -> None:
     assert isinstance(error_from_response(400, data), SandboxError)
 
 
+def zygote_word(data: bytes) -> None:
+    """What a zygote says of itself: fit, or a reason that a line of a log can hold."""
+    unfit = read_ready(data)
+    assert unfit is None or len(unfit) < 1200
+
+
 CALLS: tuple[Callable[[SandboxClient], object], ...] = (
     lambda client: client.version(),
     lambda client: client.create(KernelCreate(kernel_id="k")),
@@ -210,6 +217,7 @@ TARGETS = {
     sizes: [b"512M", b"1.5GiB", b"0.5"],
     limits: [b'{"memory": "1G", "cpus": 0.5, "io_read": 4096}', b'{"a": {"limits": {"pids": 9}}}',
              b'[{"user": "ada", "max_kernels": 3, "ceiling": {"memory": "3G"}}]'],
+    zygote_word: [b'{"ready": 512}', b'{"unfit": "ImportError: x"}'],
     problem: [as_json({"code": "kernel_not_found", "detail": "x", "hint": "y", "status": 404})],
     answer: [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
              b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",

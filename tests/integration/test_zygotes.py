@@ -302,3 +302,35 @@ def test_a_prune_leaves_what_zygotes_live_in(daemon: RunningDaemon) -> None:
     assert f"scratch {stale.name}" in removed and not stale.exists()
     assert "scratch .boot" not in removed
     assert all((scratch / zygote).is_dir() for zygote in zygotes)
+
+
+BABBLING = """
+from sandboxkernel.daemon import app
+source = app._guest_source
+app._guest_source = lambda name: {code!r} if name == "zygote.py" else source(name)
+from sandboxkernel.daemon.__main__ import main
+main()
+"""
+SAYING = """
+import socket, sys, time
+socket.socket(fileno=int(sys.argv[2])).sendall({word!r})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("word", [b"5", b"[" * 65536, b'{"unfit": 5}', b"\xff\0"])
+def test_a_zygote_that_says_anything_is_unfit_and_not_made_again_at_once(word: bytes) -> None:
+    """What it has imported may write to its socket."""
+    source = BABBLING.format(code=SAYING.format(word=word)).replace("{", "{{").replace("}", "}}")
+    with running_daemon(program=("-c", source)) as babbled:
+        with sandbox(babbled, as_kernel=True) as kernel:
+            assert kernel.start_path == "cold"
+        client = babbled.client()
+        wait_until(lambda: "no zygote for default" in babbled.log_path.read_text())
+        wait_until(lambda: not client.zygotes().starting)
+        with sandbox(babbled, as_kernel=True) as kernel:
+            assert client.inspect(kernel.id).cold_reason.startswith(
+                "no zygote: the zygote is unfit: it says"
+            )
+            assert not client.zygotes().starting
+        assert "Traceback" not in babbled.log_path.read_text()

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandboxkernel import models, units
+from sandboxkernel.daemon.zygote import read_ready
 from sandboxkernel.errors import RequestError, SandboxError
 from sandboxkernel.limits import check_wish, clamp, parse_grants, parse_profiles
 from sandboxkernel.limits.profiles import Profile
@@ -160,3 +161,26 @@ def test_specs_are_read_or_refused(raw: dict[str, Any]) -> None:
     except (ContainerError, TypeError, KeyError, ValueError, AttributeError):
         return
     assert to_json(spec)
+
+
+WORDS = st.one_of(
+    st.binary(max_size=40),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.dictionaries(st.sampled_from(["ready", "unfit"]), JSON).map(
+        lambda v: json.dumps(v).encode()
+    ),
+)
+
+
+@given(WORDS)
+@example(b"5")
+@example(b"[" * 100_000)
+@example(b'{"unfit": 5}')
+@example(b'{"ready": true}')
+def test_whatever_a_zygote_says_makes_it_fit_or_not(word: bytes) -> None:
+    unfit = read_ready(word)
+    if unfit is None:
+        found = json.loads(word)
+        assert type(found["ready"]) is int and found.get("unfit") is None
+    else:
+        assert 0 < len(unfit) < 1200 or json.loads(word)["unfit"] == ""

@@ -49,7 +49,7 @@ def main() -> None:
         populate = warm.learn_pages(prepared)
         _check_fit()
     except BaseException as exc:
-        ready.sendall(json.dumps({"unfit": f"{type(exc).__name__}: {exc}"}).encode())
+        ready.sendall(json.dumps({"unfit": f"{type(exc).__name__}: {exc}"[:1000]}).encode())
         raise
     ready.sendall(json.dumps({"ready": len(sys.modules)}).encode())
     taken = _serve(control, populate)
