@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -73,10 +72,7 @@ settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
-    """A run in the background or under nohup ignores signals, and hands that down to children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for signum in (signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(signum, signal.SIG_DFL)
+    support.heed_signals()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

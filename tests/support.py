@@ -62,6 +62,13 @@ def wait_until(
         time.sleep(every_s)
 
 
+def heed_signals() -> None:
+    """A run in the background or under nohup ignores signals, and hands that down to children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 @dataclass
 class RunningDaemon:
     """A daemon of the tests' own: own directories, own cgroups, shared image store."""

@@ -28,7 +28,7 @@ TOOLS = {
 
 def main() -> int:
     """Run, judge, write; the exit status."""
-    from tests.support import remove_cgroups
+    from tests.support import heed_signals, remove_cgroups
     from tests.third_party.report import document, merged, page
     from tests.third_party.tools import Result, say
 
@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     given = parser.parse_args()
+    heed_signals()
     results: dict[str, list[Result]] = {}
     try:
         for name in given.only or TOOLS:
