@@ -13,11 +13,22 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["MAX_FDS", "MAX_MESSAGE", "close_fds", "recv_exact", "recv_message", "send_message"]
+__all__ = [
+    "MAX_FDS", "MAX_MESSAGE", "DescriptorsLost", "close_fds", "recv_exact", "recv_message",
+    "send_message",
+]  # fmt: skip
 
 MAX_MESSAGE = 128 * 1024  # bytes; a spec is about 3 KiB
 MAX_FDS = 32  # the kernel's own limit is SCM_MAX_FD, 253
 _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
+
+
+class DescriptorsLost(ValueError):
+    """A message whose descriptors found no room here (recvmsg(2), MSG_CTRUNC); the rest of it."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        super().__init__("descriptors without room for them (RLIMIT_NOFILE)")
+        self.message = message
 
 
 def close_fds(fds: list[int]) -> None:
@@ -42,7 +53,8 @@ def send_message(
 def recv_message(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """Receive one message; (None, []) at end of file. The caller owns the descriptors.
 
-    Raises ValueError for what is no message, and closes the descriptors that came with it.
+    Raises ValueError for what is no message, DescriptorsLost for one that has lost some, and
+    closes the descriptors that came with it.
     """
     data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
@@ -51,7 +63,7 @@ def recv_message(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]
             received = array.array("i")
             received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
             fds.extend(received)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & socket.MSG_TRUNC:
         close_fds(fds)
         raise ValueError("truncated message")
     if not data:
@@ -64,6 +76,9 @@ def recv_message(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]
     except (ValueError, RecursionError) as exc:
         close_fds(fds)
         raise ValueError(f"not a message: {exc}") from exc
+    if flags & socket.MSG_CTRUNC:
+        close_fds(fds)
+        raise DescriptorsLost(message)
     return message, fds
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -32,7 +32,7 @@ from sandboxruntime.init import (
 from sandboxruntime.namespaces import NAMESPACES, write_id_maps
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec
-from sandboxruntime.status import await_status, setup_error
+from sandboxruntime.status import Waiting, hear_status, setup_error
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag
 from sandboxruntime.validate import validate
@@ -142,12 +142,13 @@ class _Pipe:
 
 def create(
     host: Host, spec: Spec, *, handover_fd: int, log_fd: int, source: Zygote | Spare | None = None
-) -> Container:
+) -> Waiting[Container]:
     """Make a container up to the point where its process waits for the hand-over.
 
     Its pid 1 is a fork of this process, of a zygote's, or a spare, which is used up. Borrows both
-    descriptors; `log_fd` is the write end of a pipe. On failure raises a ContainerError and leaves
-    nothing behind.
+    descriptors until it first waits: for that process, whose cgroup may give it little to run on.
+    `log_fd` is the write end of a pipe. On failure, or closed, it leaves nothing behind; raises
+    ContainerError.
     """
     timer = _Timer(host.fail_at)
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as temporary:
@@ -197,7 +198,8 @@ def create(
             pid, pidfd = _order(source, birth, context, timer, undo)
         status.close_write()
         ending.close_write()
-        timings = await_status(status.read, deadline_s)
+        undo.callback(cgroup.kill)  # whatever its quota of processor time
+        timings = yield from hear_status(status.read, deadline_s)
         oom_fd = cgroup.oom_notify_fd()
         undo.pop_all()
         return Container(
@@ -309,10 +311,15 @@ def _child(context: Context, go: _Pipe, attach_point: str) -> NoReturn:
         report_failure(context.status_fd, Step.HAND_OVER, exc)
 
 
-def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) -> Joined:
+def join(
+    host: Host, container: Container, *, handover_fd: int, output_fd: int,
+    reap: Callable[[int], None],
+) -> Waiting[Joined]:  # fmt: skip
     """Start one more process in a running container, as confined as the first (OCI exec).
 
-    Nothing of the image runs before every confinement is on. Borrows both descriptors.
+    Nothing of the image runs before every confinement is on. Borrows both descriptors until it
+    first waits. `reap` takes the pidfd of one that has failed, and collects it when it has ended:
+    in a container that is frozen or has little to run on, that may be late.
     """
     with contextlib.ExitStack() as temporary:
         cgroup_fds = container.cgroup.entry_fds()
@@ -333,9 +340,11 @@ def join(host: Host, container: Container, *, handover_fd: int, output_fd: int) 
         status.close_write()
         ending.close_write()
         try:
-            await_status(status.read, SETUP_DEADLINE_S)
+            yield from hear_status(status.read, SETUP_DEADLINE_S)
         except BaseException:
-            end(pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            reap(pidfd)
             raise
         return Joined(container.spec.container_id, pidfd, ending.take_read())
 

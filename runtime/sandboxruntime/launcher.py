@@ -15,6 +15,9 @@ retire_zygote  container_id                                (nothing)
 park     zygote, spare, cgroups_path, limits               (nothing)
 unpark   spare                                             (nothing)
 
+Nobody waits for what another one's request waits for: the processes of a create or an exec run in
+a cgroup, which may be throttled or frozen. Other operations take as long as Linux does.
+
 A create that names a spare or a zygote which is gone takes the next best; `path` in the reply
 tells: spare, warm or cold. Events are exit, exec_exit, spare_exit and zygote_exit.
 """
@@ -22,6 +25,7 @@ tells: spare, warm or cold. Events are exit, exec_exit, spare_exit and zygote_ex
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -29,27 +33,29 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 from sandboxruntime import container as containers
 from sandboxruntime import oci, syscalls
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
-from sandboxruntime.channel import close_fds, recv_message, send_message
+from sandboxruntime.channel import DescriptorsLost, close_fds, recv_message, send_message
 from sandboxruntime.container import Container, Host, Joined
-from sandboxruntime.errors import ContainerError, ContainerNotFound, SpecError, StateError
+from sandboxruntime.errors import ContainerError, ContainerNotFound, StateError
 from sandboxruntime.readopt import adopt
+from sandboxruntime.request import Message, Request
 from sandboxruntime.rootfs import MountFactory
 from sandboxruntime.spec import Spec, from_json
+from sandboxruntime.status import Waiting
 from sandboxruntime.steps import Step
 from sandboxruntime.syscalls import CloneFlag, MountFlag
 from sandboxruntime.zygote import Spare, Zygote
 
-__all__ = ["Launcher", "encode_error", "main"]
+__all__ = ["Launcher", "main"]
 
-Message = dict[str, Any]
 # What members or descriptors that are missing, or are something else, raise.
 _MISTAKES = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 FAULT_VARIABLE = "SANDBOXRUNTIME_FAIL_AT"  # a Step: the fault-injection tests set it
@@ -63,12 +69,6 @@ def _survive(callback: Callable[[], None]) -> None:
         sys.stderr.write(traceback.format_exc())
 
 
-def encode_error(exc: BaseException) -> dict[str, Any]:
-    """An error as it travels to the daemon: class name, message and the class's own facts."""
-    facts = {name: value for name, value in vars(exc).items() if isinstance(value, str | int)}
-    return {"type": type(exc).__name__, "message": str(exc), **facts}
-
-
 class Launcher:
     """The event loop: the socket to the daemon; per container, exit pipe and OOM descriptor."""
 
@@ -79,6 +79,7 @@ class Launcher:
         self._joined: dict[int, Joined] = {}
         self._zygotes: dict[str, Zygote] = {}
         self._spares: dict[str, Spare] = {}
+        self._unfinished: list[Request] = []
         self._serial = 0
         self._running = True
         self._selector = selectors.DefaultSelector()
@@ -87,50 +88,94 @@ class Launcher:
     def run(self) -> None:
         """Serve until the daemon's socket closes. Its mounts end with this process."""
         while self._running:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._until_next_deadline()):
                 # An earlier callback of this round may have deleted what this one is for.
                 if self._selector.get_map().get(key.fd) is key:
                     callback: Callable[[], None] = key.data
                     callback()
+            now = time.monotonic()
+            for request in list(self._unfinished):
+                if request.wait is not None and request.wait.deadline <= now:
+                    self._go_on(request, False)
+        for request in list(self._unfinished):
+            _survive(partial(self._abandon, request))
+
+    def _until_next_deadline(self) -> float | None:
+        deadlines = [r.wait.deadline for r in self._unfinished if r.wait is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _serve(self) -> None:
         try:
             message, fds = recv_message(self._sock)
+        except DescriptorsLost as exc:
+            lost = OSError(errno.EMFILE, str(exc))
+            self._refuse(Request(exc.message), lost)
+            return
         except ValueError as exc:  # nobody can be answered: it has no serial
             sys.stderr.write(f"the launcher was sent {exc}\n")
             return
         if message is None:
             self._running = False
             return
-        reply: dict[str, Any] = {"serial": message.get("serial")}
-        reply_fds: list[int] = []
+        request = Request(message)
+        request.work = self._dispatch(message, fds, request.reply_fds)
+        self._unfinished.append(request)
         try:
-            reply |= self._dispatch(message, fds, reply_fds)
-        except ContainerError as exc:
-            reply["error"] = encode_error(exc)
-        except OSError as exc:  # outside of any step: the operation is the step
-            reply["error"] = {**encode_error(exc), "step": str(message.get("op"))}
-        except _MISTAKES as exc:  # it must outlive a request that makes no sense
-            sys.stderr.write(traceback.format_exc())
-            reply["error"] = encode_error(
-                SpecError(f"request {message.get('op')!r}: {exc!r}"[:500], field="op")
-            )
+            self._go_on(request, None)
         finally:
             close_fds(fds)
-        self._send(reply, reply_fds)
 
-    def _dispatch(
-        self, message: dict[str, Any], fds: list[int], reply_fds: list[int]
-    ) -> dict[str, Any]:
+    def _go_on(self, request: Request, heard: bool | None) -> None:
+        """Do the next part of a request's work, and answer it at the end."""
+        assert request.work is not None
+        self._wait_no_more(request)
+        try:
+            wait = request.work.send(heard)  # type: ignore[arg-type]  # None: it begins
+        except StopIteration as done:
+            self._unfinished.remove(request)
+            self._send({"serial": request.message.get("serial"), **done.value}, request.reply_fds)
+        except (ContainerError, OSError, *_MISTAKES) as exc:
+            self._unfinished.remove(request)
+            self._refuse(request, exc)
+        else:
+            request.wait = wait
+            self._selector.register(
+                wait.fd, selectors.EVENT_READ, partial(self._go_on, request, True)
+            )
+
+    def _wait_no_more(self, request: Request) -> None:
+        if request.wait is not None:
+            self._selector.unregister(request.wait.fd)
+            request.wait = None
+
+    def _refuse(self, request: Request, exc: BaseException) -> None:
+        if not isinstance(exc, ContainerError | OSError):  # it must outlive one without sense
+            sys.stderr.write("".join(traceback.format_exception(exc)))
+        self._send({"serial": request.message.get("serial"), "error": request.refusal(exc)})
+
+    def _abandon(self, request: Request) -> None:
+        """Undo what a request has done so far, and answer that."""
+        assert request.work is not None
+        self._wait_no_more(request)
+        self._unfinished.remove(request)
+        self._refuse(
+            request, StateError("given up", container_id=str(request.creates), status="creating")
+        )
+        request.work.close()
+
+    def _dispatch(self, message: Message, fds: list[int], reply_fds: list[int]) -> Waiting[Message]:
         operation = _OPERATIONS.get(str(message.get("op")))
         if operation is None:
             raise ContainerError(f"unknown operation {message.get('op')!r}"[:200])
-        return operation(self, message, fds, reply_fds) or {}
+        outcome = operation(self, message, fds, reply_fds)
+        if isinstance(outcome, Generator):
+            outcome = yield from outcome
+        return outcome or {}
 
-    def _create(self, message: Message, fds: list[int], reply_fds: list[int]) -> Message:
+    def _create(self, message: Message, fds: list[int], reply_fds: list[int]) -> Waiting[Message]:
         spec = from_json(Spec, message["spec"])
         path, source = self._source(message) if spec.executor is None else ("cold", None)
-        created = containers.create(
+        created = yield from containers.create(
             self._host, spec, handover_fd=fds[0], log_fd=fds[1], source=source
         )
         self._watch(created)
@@ -148,19 +193,33 @@ class Launcher:
         reply_fds.append(log_fd)
         self._watch(adopted)
 
-    def _exec(self, message: Message, fds: list[int], _reply_fds: list[int]) -> Message:
+    def _exec(self, message: Message, fds: list[int], _reply_fds: list[int]) -> Waiting[Message]:
         container = self._find(message["container_id"])
-        joined = containers.join(self._host, container, handover_fd=fds[0], output_fd=fds[1])
+        joined = yield from containers.join(
+            self._host, container, handover_fd=fds[0], output_fd=fds[1], reap=self._reap
+        )
         return {"exec_id": self._watch_joined(joined)}
+
+    def _reap(self, pidfd: int) -> None:
+        def on_end() -> None:
+            self._selector.unregister(pidfd)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            os.close(pidfd)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(_survive, on_end))
 
     def _delete_named(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> None:
         # Idempotent: a daemon whose create failed or was given up cannot know.
-        if (known := self._containers.get(message["container_id"])) is not None:
+        name = message["container_id"]
+        for request in [r for r in self._unfinished if r.creates is not None]:
+            if request.creates == name:
+                self._abandon(request)
+        if (known := self._containers.get(name)) is not None:
             self._delete(known)
         else:  # one that a former launcher was making
             cgroup = Cgroup(self._host.layout, message["cgroups_path"])
             containers.remove_cgroup(cgroup)
-            oci.forget(self._host.oci_state, message["container_id"], cgroup)
+            oci.forget(self._host.oci_state, name, cgroup)
 
     def _forget(self, message: Message, _fds: list[int], _reply_fds: list[int]) -> Message:
         return {"released": self._host.mounts.forget(message["upper"])}
@@ -224,6 +283,7 @@ class Launcher:
         event: Message = {
             "event": "exit",
             "container_id": container.spec.container_id,
+            "pid": container.pid,
             "wait_status": containers.read_exit(container.exit_fd),
             "oom_kills": int(container.out_of_memory),
             "memory_peak_bytes": 0,
@@ -305,7 +365,8 @@ class Launcher:
 
 
 # Every one takes the message, its descriptors, and the list for the reply's.
-_OPERATIONS: dict[str, Callable[[Launcher, Message, list[int], list[int]], Message | None]] = {
+_Done = Waiting[Message] | Message | None
+_OPERATIONS: dict[str, Callable[[Launcher, Message, list[int], list[int]], _Done]] = {
     "create": Launcher._create,
     "adopt": Launcher._adopt,
     "exec": Launcher._exec,

@@ -29,7 +29,15 @@ class Execs:
 
         Whoever no longer wants the status cancels `exited`.
         """
-        reply, _ = await self._launcher.request("exec", fds, container_id=sandbox_id)
+        request = asyncio.ensure_future(
+            self._launcher.request("exec", fds, container_id=sandbox_id)
+        )
+        try:
+            reply, _ = await asyncio.shield(request)
+        except asyncio.CancelledError:
+            # The launcher goes on, with our descriptors, whoever has gone: nothing may be frozen.
+            await asyncio.wait([request])
+            raise
         exec_id = int(reply["exec_id"])
         self._waiting[exec_id] = exited
         exited.add_done_callback(lambda _: self._waiting.pop(exec_id, None))

@@ -7,8 +7,10 @@ import logging
 import shutil
 from pathlib import Path
 
+from sandboxkernel.daemon.images import lineage_of
 from sandboxkernel.daemon.launcher_client import LauncherClient
-from sandboxkernel.daemon.service import Kernels, lineage_of
+from sandboxkernel.daemon.service import Kernels
+from sandboxkernel.daemon.walks import Walks
 from sandboxkernel.errors import Conflict
 from sandboxkernel.images.removal import remove_tree
 from sandboxkernel.images.store import StoredImage
@@ -38,10 +40,11 @@ class Housekeeping:
         self._layers = layers
         self._launcher = launcher
         self._paths = paths
+        self._walks = Walks()
 
     async def layers(self, uid: int | None) -> list[UserLayer]:
         """User layers of one user, or of everybody with None."""
-        stored = await asyncio.to_thread(self._layers.list, uid)
+        stored = await self._walks.run(uid, self._layers.list, uid)
         return [
             UserLayer(
                 owner_uid=layer.owner_uid,
@@ -60,8 +63,8 @@ class Housekeeping:
         dirs: tuple[Path, ...] = next(
             (image.layer_dirs for image in images if lineage_of(image) == lineage), ()
         )
-        changes = await asyncio.to_thread(
-            self._layers.diff, uid, lineage, layer_dirs=dirs, limit=limit + 1
+        changes = await self._walks.run(
+            uid, self._layers.diff, uid, lineage, layer_dirs=dirs, limit=limit + 1
         )
         return UserLayerDiff(
             lineage=lineage, changes=changes[:limit], truncated=len(changes) > limit
@@ -88,7 +91,7 @@ class Housekeeping:
         await asyncio.to_thread(self._kernels.images.store.remove, image.ref)
 
     async def _forget_unused_overlays(self) -> None:
-        for layer in await asyncio.to_thread(self._layers.list, None):
+        for layer in await self._walks.run(None, self._layers.list, None):
             if not self._kernels.layer_in_use(layer.upper):
                 await self._launcher.request("forget", upper=str(layer.upper))
 
@@ -96,7 +99,7 @@ class Housekeeping:
         """Blocks in use by kind."""
         images = await asyncio.to_thread(self._kernels.images.store.list)
         image_bytes = await asyncio.to_thread(self._kernels.images.store.disk_usage)
-        layers = await asyncio.to_thread(self._layers.list, None)
+        layers = await self._walks.run(None, self._layers.list, None)
         scratch = self._stale_scratch(everything=True)
         scratch_bytes = await asyncio.to_thread(sum, map(_blocks_of, scratch))
         stale_bytes = await asyncio.to_thread(sum, map(_blocks_of, self._stale_scratch()))

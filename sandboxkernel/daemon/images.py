@@ -11,7 +11,7 @@ from sandboxkernel.images.hostimage import ensure_host_image
 from sandboxkernel.images.store import ImageStore, StoredImage
 from sandboxkernel.models import Image, Progress
 
-__all__ = ["HOST_REF", "Images"]
+__all__ = ["HOST_REF", "Images", "lineage_of"]
 
 log = logging.getLogger(__name__)
 
@@ -101,3 +101,8 @@ class Images:
 def _log_failure(task: asyncio.Task[StoredImage]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("cannot refresh the host image", exc_info=task.exception())
+
+
+def lineage_of(image: StoredImage) -> str:
+    """The name of the user layers that fit an image: its label, else its ref."""
+    return str(image.labels.get("org.sandboxkernel.lineage") or image.ref.replace("/", "_"))

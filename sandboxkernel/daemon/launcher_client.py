@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -16,17 +17,21 @@ from typing import Any
 import sandboxruntime
 from sandboxkernel.daemon.problems import error_from_launcher
 from sandboxkernel.errors import KernelStartFailed, LauncherLost, SandboxError
-from sandboxruntime.channel import close_fds, recv_message, send_message
+from sandboxruntime.channel import DescriptorsLost, close_fds, recv_message, send_message
 
 __all__ = ["LauncherClient"]
 
 log = logging.getLogger(__name__)
 
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # A former launcher may be in the middle of a start, and is waited for: of another runtime (oci.py,
 # container.py) twice 20 s.
 READY_TIMEOUT_S = 50.0
 AGAIN_MAX = 5  # how often a request that may be repeated survives a launcher that is killed
 AGAIN_AFTER_S = (0.05, 0.5)  # and an operation of Linux that fails: so long later it is asked again
+# A spec is 4 KiB, and the launcher may be busy: a class that starts at once fits.
+SEND_BUFFER = 4 * 1024 * 1024  # bytes
+SEND_AGAIN_S = 0.005  # and what does not fit, waits
 # -I -S: no environment, no site, no user directory; only the standard library and this package.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -59,6 +64,8 @@ class LauncherClient:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        with contextlib.suppress(PermissionError):  # beyond net.core.wmem_max: socket(7)
+            ours.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
         package_root = os.path.dirname(os.path.dirname(os.path.abspath(sandboxruntime.__file__)))
         self._process = subprocess.Popen(
             [
@@ -141,10 +148,15 @@ class LauncherClient:
         )
         self._waiting[serial] = future
         try:
-            try:
-                send_message(self._sock, {"op": op, "serial": serial, **members}, fds)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # its end is about to be read, and fails the future
+            # Until there is room, or the launcher's end is read, which fails the future.
+            while not future.done():
+                try:
+                    send_message(self._sock, {"op": op, "serial": serial, **members}, fds)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(SEND_AGAIN_S)
+                except (BrokenPipeError, ConnectionResetError):
+                    break
             reply, reply_fds = await asyncio.shield(future)
         finally:
             self._waiting.pop(serial, None)
@@ -161,6 +173,7 @@ class LauncherClient:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()
             self._sock = None
+        self._fail_all(LauncherLost("the launcher has been stopped"))
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
             self._process = None
@@ -171,6 +184,9 @@ class LauncherClient:
             message, fds = recv_message(self._sock)
         except BlockingIOError:
             return
+        except DescriptorsLost as exc:
+            message, fds = {**exc.message, "error": {"type": "OSError", "message": str(exc),
+                                                     "errno": errno.EMFILE}}, []  # fmt: skip
         except ConnectionResetError:
             message, fds = None, []
         if message is None:
@@ -195,14 +211,18 @@ class LauncherClient:
         self._sock.close()
         self._sock = None
         self._open.clear()
-        error = LauncherLost("the launcher was killed under this request", hint="Try again.")
+        self._fail_all(
+            LauncherLost("the launcher was killed under this request", hint="Try again.")
+        )
+        self._on_event({"event": "lost"})
+
+    def _fail_all(self, error: LauncherLost) -> None:
         futures: list[asyncio.Future[Any]] = [*self._waiting.values()]
         if self._ready is not None:
             futures.append(self._ready)
         for future in futures:
             if not future.done():
                 future.set_exception(error)
-        self._on_event({"event": "lost"})
 
 
 def _test_fault() -> dict[str, str]:

@@ -25,14 +25,19 @@ class Policy:
         """Whether the caller sees and may end everybody's sandboxes."""
         return subject.uid == 0 or bool(subject.group_names & self.admins)
 
-    def profile_for(self, subject: Subject, name: str | None) -> tuple[Profile, Grant]:
-        """The profile asked for, if granted. To others it does not exist."""
+    def grant_of(self, subject: Subject) -> Grant:
+        """What somebody may do. Raises NotPermitted for who may start nothing."""
         grant = granted(self.grants, subject)
         if grant is None:
             raise NotPermitted(
                 f"user {subject.name} may not start sandboxes",
                 hint="Ask the administrator for a grant.",
             )
+        return grant
+
+    def profile_for(self, subject: Subject, name: str | None) -> tuple[Profile, Grant]:
+        """The profile asked for, if granted. To others it does not exist."""
+        grant = self.grant_of(subject)
         wanted = name or self.default_profile
         offered = sorted(p for p in self.profiles if grant.allows(p))
         if name is None and wanted not in offered and len(offered) == 1:

@@ -20,7 +20,10 @@ from sandboxkernel.errors import (
 )
 from sandboxruntime import errors as runtime
 
-__all__ = ["CONVERSIONS", "convert", "error_from_launcher", "exhausted", "told_if_ended"]
+__all__ = [
+    "CONVERSIONS", "convert", "error_from_launcher", "exhausted", "is_the_requests",
+    "told_if_ended",
+]  # fmt: skip
 
 RETRY_S = 5
 # What the host has run out of (errno(3)), and what helps.
@@ -31,7 +34,18 @@ _EXHAUSTED = {
     errno.ENFILE: "Raise the host's limit of open files (fs.file-max).",
     errno.ENOMEM: "Free memory, or end kernels.",
 }
+# Of a working directory that is not there, or not the user's.
+_NO_FOLDER = (
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV,
+)  # fmt: skip
 DOCTOR_HINT = "Run `sandboxkernel doctor` on the host."
+
+
+def is_the_requests(exc: SandboxError) -> bool:
+    """Whether a start failed for what was asked for, which no other way to start makes better."""
+    return isinstance(exc, RequestError) or (
+        isinstance(exc, KernelStartFailed) and exc.step == "hand_over" and exc.errno in _NO_FOLDER
+    )
 
 
 @contextlib.contextmanager

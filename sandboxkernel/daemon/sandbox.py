@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sandboxkernel.daemon.endings import describe_exit
-from sandboxkernel.daemon.handover import HandOver, Peer, Process
+from sandboxkernel.daemon.handover import Peer, Process
+from sandboxkernel.daemon.launching import launch
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal, Started
 from sandboxkernel.daemon.logs import LogBuffer
 from sandboxkernel.daemon.plan import Ground, plan_payload, plan_spec
-from sandboxkernel.daemon.problems import convert, told_if_ended
+from sandboxkernel.daemon.problems import convert, is_the_requests, told_if_ended
 from sandboxkernel.daemon.removals import FAILURES
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.sockets import KernelSockets
@@ -41,7 +42,7 @@ from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.channel import close_fds
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
-from sandboxruntime.verify import Facts, read_facts, verify, verify_init, verify_running
+from sandboxruntime.verify import read_facts, verify_running
 
 __all__ = ["Sandbox"]
 
@@ -92,6 +93,7 @@ class Sandbox:
     _spec: Spec | None = None  # of the container that the launcher may hold
     _init_pid: int | None = None  # its pid 1, once it is there
     _claim: Claim | None = None
+    _ended_early: list[dict[str, Any]] = field(default_factory=list)  # ends told during a start
     released: bool = False  # or about to be: nobody can use it any more
     left_cgroup: str = ""  # of a former daemon's start, without a spec
 
@@ -107,8 +109,13 @@ class Sandbox:
 
     async def start(self) -> None:
         """Start the program once more. On failure nothing but sockets and layer is left."""
-        await self.delete_container()  # where that of the start before could not be
+        try:
+            await self.delete_container()  # where that of the start before could not be
+        except BaseException:
+            self.state = "exited"
+            raise
         self.state, self.exit, self.asked_to_end = "starting", None, False
+        self._ended_early.clear()
         self.generation += 1
         self._exited.clear()
         try:
@@ -119,14 +126,15 @@ class Sandbox:
                 self.sockets.open()
             await self._launch_warm_or_cold()
             self.started_at = datetime.now(UTC)
-            if self.state == "starting":  # its exit may have been reported already
-                self.state = "running"
-            self._record(self.exit)
+            self.state = "running"
+            self._record()
         except BaseException as exc:
             await self._delete_or_tell()
             self._finish(ExitInfo(reason="exited", code=1, message=str(exc), asked=True))
             raise
         self.on_state(self)
+        for event in self._ended_early:
+            await self.on_exit_event(event)
 
     def name_sockets(self) -> None:
         """Give a kernel its sockets' names, which it keeps; nothing is bound yet."""
@@ -231,8 +239,9 @@ class Sandbox:
                 await self._launch(claim)
                 return
             except SandboxError as exc:
+                if not is_the_requests(exc):
+                    self.zygotes.blame(claim.zygote_id, exc)
                 reason = f"the fork failed: {exc}"
-                self.zygotes.blame(claim.zygote_id, exc)
                 await self.delete_container()
         try:
             await self._launch(None)
@@ -252,55 +261,41 @@ class Sandbox:
             socket_prefix=self.sockets.prefix if self.sockets else "",
             guest_source=self.runtime.guest_source,
         )
-        stack = contextlib.ExitStack()
-        handover = HandOver()
-        stack.callback(handover.close)
+        # Before the request: the launcher goes on with one whose caller has gone.
+        self._spec = spec
         log_fd = self.log.attach()
-        stack.callback(os.close, log_fd)
         try:
-            # Before the request: the launcher goes on with one whose caller has gone.
-            self._spec = spec
-            handover.begin()
-            reply, fds = await self.runtime.launcher.request(
-                "create",
-                [handover.theirs.fileno(), log_fd],
-                spec=to_json(spec),
+            launched = await launch(
+                self.runtime, spec, payload,
+                log_fd=log_fd,
+                fds=self.sockets.descriptors() if self.sockets else [],
                 zygote=claim.zygote_id if claim is not None else None,
                 spare=spare.id if spare is not None else None,
-            )
-            (init_pidfd,) = fds
-            self._init_pid = reply["pid"]
-            stack.callback(os.close, init_pidfd)
-            handover.theirs.close()
-            self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
-            self.start_path = reply["path"]
-            # A zygote's child has the zygote's too, a container of another runtime the latter's.
-            alone = reply["path"] == "cold" and spec.executor is None
-            filters = self.runtime.host_filters + (1 if alone else 2)
-            cgroup = Cgroup.attach(self.runtime.layout, spec.cgroups_path)
-
-            def judge(facts: Facts) -> None:
-                verify(facts, spec, cgroup, self.runtime.host_namespaces, filters=filters)
-                verify_init(reply["pid"], init_pidfd, spec, filters=filters)
-
-            peer, facts, result = await handover.run(
-                judge,
-                payload,
-                self.sockets.descriptors() if self.sockets else [],
-            )
-            self.process = Process(peer, cgroup, facts, filters, peer.ticks())
-            self.cold_reason = result.executed
-            if result.executed:
-                self.start_path = "cold"
-            elif claim is not None and reply["path"] == "cold":
-                self.cold_reason = "its zygote had just ended"
-        except ContainerError as exc:
-            raise convert(exc) from exc
+                on_created=self._on_created,
+            )  # fmt: skip
         finally:
-            stack.close()
+            os.close(log_fd)
+        self.process, self.cold_reason = launched.process, launched.executed
+        if launched.executed:
+            self.start_path = "cold"
+        elif claim is not None and self.start_path == "cold":
+            self.cold_reason = "its zygote had just ended"
+
+    def _on_created(self, reply: dict[str, Any]) -> None:
+        self._init_pid, self.start_path = reply["pid"], reply["path"]
+        self.timings = {str(k): float(v) for k, v in reply["timings"].items()}
 
     async def on_exit_event(self, event: dict[str, Any]) -> None:
-        """The launcher saw the program end: give the container back and tell everybody."""
+        """The launcher saw the program end: give the container back and tell everybody.
+
+        An end may be that of an attempt to start which has failed, and another one may have
+        followed: `pid` tells whose it is.
+        """
+        if self.state == "starting":
+            self._ended_early.append(event)  # the start knows what to do with it
+            return
+        if event.get("pid", self._init_pid) != self._init_pid:
+            return
         exit_info = describe_exit(
             event["wait_status"],
             oom_kills=event["oom_kills"],
@@ -310,11 +305,10 @@ class Sandbox:
             generation=self.generation,
             asked=self.asked_to_end,
         )
-        if self.state != "starting":
-            try:
-                self._record(exit_info)  # first: with the container goes what tells how it ended
-            except OSError:  # no room: what has ended must go all the same
-                log.exception("the end of sandbox %s is not recorded", self.id)
+        try:
+            self._record(exit_info)  # first: with the container goes what tells how it ended
+        except OSError:  # no room: what has ended must go all the same
+            log.exception("the end of sandbox %s is not recorded", self.id)
         await self._delete_or_tell()
         self.log.drain()
         if self.state != "exited":
@@ -371,7 +365,7 @@ class Sandbox:
 
     async def pause(self) -> None:
         """Freeze every process."""
-        async with self.freezing:
+        async with self.lock, self.freezing:  # a restart makes a cgroup of the same name
             process = self._require_process()
             with told_if_ended(self.request.kernel_id):
                 await asyncio.to_thread(process.cgroup.freeze)
@@ -402,8 +396,8 @@ class Sandbox:
 
     async def release(self) -> None:
         """Kill what runs and give everything back. Idempotent."""
+        self.released = True  # first: whatever fails, it is the removal that is tried again
         await self.kill()
-        self.released = True
         await self.delete_container()
         if self.sockets is not None:
             self.sockets.remove()

@@ -22,7 +22,7 @@ from sandboxkernel.daemon.events import EventLog
 from sandboxkernel.daemon.execs import Execs
 from sandboxkernel.daemon.homes import hidden_entries
 from sandboxkernel.daemon.ids import IdRanges
-from sandboxkernel.daemon.images import Images
+from sandboxkernel.daemon.images import Images, lineage_of
 from sandboxkernel.daemon.lease import KernelRecord, Lease, LeaseJournal
 from sandboxkernel.daemon.logformat import about
 from sandboxkernel.daemon.plan import Ground, work_folder_of
@@ -136,6 +136,7 @@ class Kernels:
             sandbox = await self._allocate(
                 caller, request, profile=profile, grant=grant, limits=limits, image=image
             )
+            self._unreserve(caller, request.kernel_id)  # from here on it counts as a sandbox
             async with sandbox.lock:
                 await sandbox.start()
             self.zygotes.want(sandbox.zygote_key, image, profile)
@@ -153,24 +154,29 @@ class Kernels:
         taken = {s.request.kernel_id for s in mine} | self._starting.get(caller.uid, set())
         if kernel_id in taken:
             raise Conflict(f"kernel {kernel_id} exists", hint="Restart or remove it.")
-        running = sum(s.state != "exited" for s in mine) + len(self._starting.get(caller.uid, ()))
+        self._check_quotas(caller, grant)
+        self._starting.setdefault(caller.uid, set()).add(kernel_id)
+
+    def _check_quotas(self, owner: Subject, grant: Grant) -> None:
+        """Whether one more may run. Raises ResourcesExhausted."""
+        uids = [s.ground.subject.uid for s in self._sandboxes.values() if s.state != "exited"]
+        running = uids.count(owner.uid) + len(self._starting.get(owner.uid, ()))
         if running >= grant.max_kernels:
             raise ResourcesExhausted(
-                f"quota: {running} of {grant.max_kernels} kernels of {caller.name} are running",
+                f"quota: {running} of {grant.max_kernels} kernels of {owner.name} are running",
                 hint="Shut one down first.",
                 retry_after_s=5,
             )
-        if len(self._sandboxes) + sum(map(len, self._starting.values())) >= self.policy.max_kernels:
+        if len(uids) + sum(map(len, self._starting.values())) >= self.policy.max_kernels:
             raise ResourcesExhausted(
                 f"this host runs {self.policy.max_kernels} kernels, its maximum", retry_after_s=30
             )
-        self._starting.setdefault(caller.uid, set()).add(kernel_id)
 
     def _unreserve(self, caller: Subject, kernel_id: str) -> None:
-        starting = self._starting[caller.uid]
+        starting = self._starting.get(caller.uid, set())
         starting.discard(kernel_id)
         if not starting:
-            del self._starting[caller.uid]
+            self._starting.pop(caller.uid, None)
 
     async def _allocate(
         self,
@@ -330,6 +336,10 @@ class Kernels:
                 extra_arguments=request.extra_arguments or sandbox.request.extra_arguments,
             )
             work_folder_of(changed)
+            if sandbox.state == "exited":  # what runs is counted already
+                owner = sandbox.ground.subject
+                self._check_quotas(owner, self.policy.grant_of(owner))
+                sandbox.state = "starting"
             await sandbox.kill()
             sandbox.request = changed
             await sandbox.start()
@@ -436,8 +446,3 @@ class Kernels:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("background work failed", exc_info=task.exception())
-
-
-def lineage_of(image: StoredImage) -> str:
-    """The name of the user layers that fit an image: its label, else its ref."""
-    return str(image.labels.get("org.sandboxkernel.lineage") or image.ref.replace("/", "_"))

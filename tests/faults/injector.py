@@ -217,7 +217,7 @@ def in_launcher(path: str) -> None:
     @functools.wraps(create)
     def anew(host: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return create(host, *args, **kwargs)
+            return (yield from create(host, *args, **kwargs))
         finally:  # every start makes its user namespaces, as the first one of a user does
             while host.mounts._namespaces:
                 os.close(host.mounts._namespaces.popitem()[1])

@@ -107,6 +107,26 @@ def test_memory_hog_is_killed_and_counted(make: Callable[[Limits], Cgroup]) -> N
     assert 32 * MIB < usage.memory_peak_bytes <= 64 * MIB
 
 
+def test_what_has_used_up_its_processor_time_ends_all_the_same(
+    make: Callable[[Limits], Cgroup],
+) -> None:
+    """Before Linux 6.18 what is on its way out is throttled, too, and gives memory back slowly."""
+    group = make(Limits(memory_bytes=1024 * MIB, pids=64))
+    process = run_inside(
+        group,
+        "held = bytearray(b'x') * (400 << 20)\n"
+        "for _ in range(20):\n  if os.fork() == 0: break\n"
+        "else: os.write(1, b'r')\n"
+        "while True: pass",
+    )
+    assert process.stdout and process.stdout.read(1) == b"r"
+    group.update(Limits(memory_bytes=1024 * MIB, pids=64, cpu_quota_us=1000))
+    wait_until(lambda: group.usage().cpu_throttled_us > 0)
+    group.kill(5.0)
+    assert group.pids() == []
+    assert end(process) == -signal.SIGKILL
+
+
 def test_memory_within_the_limit_is_fine(make: Callable[[Limits], Cgroup]) -> None:
     group = make(Limits(memory_bytes=128 * MIB))
     assert end(run_inside(group, "x = bytearray(90 << 20)")) == 0

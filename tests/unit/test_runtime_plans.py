@@ -19,9 +19,9 @@ from sandboxruntime.cgroup import Limits
 from sandboxruntime.errors import ContainerError, SetupError, SpecError, StateError, VerifyError
 from sandboxruntime.identity import check_identity
 from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS
-from sandboxruntime.launcher import encode_error
 from sandboxruntime.mounts import Attach, Mask, plan_mounts
 from sandboxruntime.namespaces import render_map
+from sandboxruntime.request import encode_error
 from sandboxruntime.rootfs import is_allowed, overlay_options
 from sandboxruntime.spec import (
     MASKED_PATHS,

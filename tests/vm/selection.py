@@ -57,6 +57,10 @@ PARTS = {
         "test_an_end_that_nobody_saw_is_told[kill_both]",
         "test_running_out_of_memory_unseen_is_told",
     ),
+    "tests/integration/test_shared_service.py": (
+        "test_a_start_can_be_given_up_at_any_time",
+        "test_an_exec_that_gets_no_answer_holds_up_nobody",
+    ),
     "tests/integration/test_removals.py": (
         "test_a_layer_that_is_held_is_removed_once_it_is_not",
         "test_an_end_is_told_also_while_its_cgroup_is_held",
