@@ -41,7 +41,15 @@ from sandboxruntime.spec import (
     to_json,
 )
 from sandboxruntime.steps import Step
-from sandboxruntime.verify import NAMESPACES, Facts, count_filters, read_facts, verify
+from sandboxruntime.verify import (
+    NAMESPACES,
+    Facts,
+    count_filters,
+    read_facts,
+    verify,
+    verify_alone,
+    verify_init,
+)
 from tests.support import CGROUP_PARENT, DEADLINE_S, ROOT, SHARED_DATA
 
 ID_BASE = 0x7F000000
@@ -96,7 +104,13 @@ class Attempt:
         # A zygote's child has the zygote's too, a container of another runtime the latter's.
         alone = self.reply["path"] == "cold" and self.spec.executor is None
         filters = count_filters() + (1 if alone else 2)
-        verify(facts, self.spec, cgroup, host, filters=filters)
+        verify(facts, self.spec, cgroup, host, filters=filters, root=self.reply["root"])
+        pidfd = os.pidfd_open(self.pid1)
+        try:
+            verify_init(self.pid1, pidfd, self.spec, filters=filters)
+        finally:
+            os.close(pidfd)
+        verify_alone(cgroup, (self.pid1, self.pid))
         return facts
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> tuple[int | None, str]:

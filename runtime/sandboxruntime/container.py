@@ -79,6 +79,7 @@ class Container:
     exit_fd: int
     oom_fd: int
     cgroup: Cgroup
+    root: str = ""  # the device of its root file system, of one that was made here
     timings: dict[str, float] = field(default_factory=dict)
     exited: bool = False  # its program; pid 1 is there until the container is deleted
     out_of_memory: bool = False
@@ -209,8 +210,15 @@ def create(
             exit_fd=ending.take_read(),
             oom_fd=oom_fd,
             cgroup=cgroup,
+            root=device_of(root_fd),
             timings={**timer.timings, **timings},
         )
+
+
+def device_of(fd: int) -> str:
+    """The device of a mount's file system as proc_pid_mountinfo(5) shows it."""
+    device = os.fstat(fd).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _cgroup_for(

@@ -5,7 +5,7 @@ one reply with its serial; exits are reported as events. When the daemon's socke
 launcher ends and leaves its containers alone: the next daemon's launcher adopts them.
 
 op       members                  descriptors              reply
-create   spec, zygote, spare      hand-over socket, log    pid, timings, path; pidfd of pid 1
+create   spec, zygote, spare      hand-over socket, log    pid, timings, path, root; pidfd of pid 1
 adopt    spec, pid                                         log
 exec     container_id             hand-over socket, log    exec_id
 delete   container_id, cgroups_path                        (nothing)
@@ -180,7 +180,9 @@ class Launcher:
         )
         self._watch(created)
         reply_fds.append(created.pidfd)
-        return {"pid": created.pid, "timings": created.timings, "path": path}
+        return {
+            "pid": created.pid, "timings": created.timings, "path": path, "root": created.root,
+        }  # fmt: skip
 
     def _adopt(self, message: Message, _fds: list[int], reply_fds: list[int]) -> None:
         spec = from_json(Spec, message["spec"])

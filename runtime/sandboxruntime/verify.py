@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from sandboxruntime.mounts import (
     plan_mounts,
 )
 from sandboxruntime.namespaces import render_map
+from sandboxruntime.rlimits import DEFAULTS
 from sandboxruntime.spec import HAND_OVER_DIR, IdMapping, Spec
 from sandboxruntime.syscalls import MountAttr
 
@@ -37,9 +39,12 @@ __all__ = [
     "check_status",
     "count_filters",
     "read_facts",
+    "read_limits",
     "read_mountinfo",
+    "root_device",
     "start_ticks",
     "verify",
+    "verify_alone",
     "verify_init",
     "verify_running",
 ]
@@ -48,6 +53,16 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 SHARED_BY_ZYGOTES = ("cgroup", "user")
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 SECCOMP_MODE_FILTER = "2"
+# Linux, fs/proc/base.c: lnames.
+_LIMITS = {
+    "cpu time": "RLIMIT_CPU", "file size": "RLIMIT_FSIZE", "data size": "RLIMIT_DATA",
+    "stack size": "RLIMIT_STACK", "core file size": "RLIMIT_CORE", "resident set": "RLIMIT_RSS",
+    "processes": "RLIMIT_NPROC", "open files": "RLIMIT_NOFILE",
+    "locked memory": "RLIMIT_MEMLOCK", "address space": "RLIMIT_AS", "file locks": "RLIMIT_LOCKS",
+    "pending signals": "RLIMIT_SIGPENDING", "msgqueue size": "RLIMIT_MSGQUEUE",
+    "nice priority": "RLIMIT_NICE", "realtime priority": "RLIMIT_RTPRIO",
+    "realtime timeout": "RLIMIT_RTTIME",
+}  # fmt: skip
 # 0, 1, 2 and the hand-over socket; pid 1 has the exit pipe instead of the socket.
 _FDS_MAX = 4
 
@@ -56,6 +71,7 @@ _FDS_MAX = 4
 class Facts:
     """What /proc says of one process."""
 
+    pid: int
     namespaces: Mapping[str, int]
     status: Mapping[str, str]
     uid_map: str
@@ -64,15 +80,15 @@ class Facts:
     mountinfo: str
     descriptors: Mapping[int, str]
     cwd: str
-    core_limit: str
+    limits: Mapping[str, tuple[float, float]]  # OCI's names; soft and hard, inf for unlimited
+    setgroups: str
 
 
 def read_facts(pid: int) -> Facts:
     """Read everything once. OSError if the process is gone."""
     base = f"/proc/{pid}"
-    limits = _read(f"{base}/limits")
-    core = re.search(r"^Max core file size\s+(\S+)\s+(\S+)", limits, re.MULTILINE)
     return Facts(
+        pid=pid,
         namespaces={name: os.stat(f"{base}/ns/{name}").st_ino for name in NAMESPACES},
         status=_read_status(pid),
         uid_map=_read(f"{base}/uid_map"),
@@ -81,8 +97,21 @@ def read_facts(pid: int) -> Facts:
         mountinfo=read_mountinfo(pid),
         descriptors={int(fd): os.readlink(f"{base}/fd/{fd}") for fd in os.listdir(f"{base}/fd")},
         cwd=os.readlink(f"{base}/cwd"),
-        core_limit=core.group(2) if core else "?",
+        limits=read_limits(_read(f"{base}/limits")),
+        setgroups=_read(f"{base}/setgroups").strip(),
     )
+
+
+def read_limits(text: str) -> dict[str, tuple[float, float]]:
+    """What proc_pid_limits(5) says, by OCI's names, of what Linux has always had. Pure."""
+    lines = re.findall(r"^Max (.+?) {2,}(\S+) +(\S+)", text, re.MULTILINE)
+    return {
+        _LIMITS[name]: (_limit(soft), _limit(hard)) for name, soft, hard in lines if name in _LIMITS
+    }
+
+
+def _limit(text: str) -> float:
+    return math.inf if text == "unlimited" else int(text)
 
 
 def read_mountinfo(pid: int, *, errors: str = "surrogateescape") -> str:
@@ -112,19 +141,37 @@ def _read(path: str, errors: str = "surrogateescape") -> str:
 
 
 def verify(
-    facts: Facts, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int
-) -> None:
+    facts: Facts, spec: Spec, cgroup: Cgroup, host_namespaces: Mapping[str, int], *, filters: int,
+    root: str,
+) -> None:  # fmt: skip
     """Check what was read of a process that waits for its hand-over.
 
     `filters` is how many seccomp filters it must have: a zygote's child has its parent's, too.
+    `root` is the device ("0:57") of the overlay that was made for it: a zygote's child knows
+    others.
     Raises VerifyError naming the first check that failed.
     """
     check(facts, spec, host_namespaces, filters=filters)
+    if (found := root_device(facts.mountinfo)) != root:
+        raise VerifyError(f"its root is {found or 'nothing'}, not {root}", check="root")
     mismatches = cgroup.check_membership(facts.cgroup)
     if mismatches:
         raise VerifyError(f"the process is outside its cgroup: {mismatches}", check="cgroup")
     if missing := cgroup.check_devices():
         raise VerifyError(f"devices are open to it: {missing}", check="devices")
+
+
+def root_device(mountinfo: str) -> str:
+    """The device of a process's root file system, "" for none. Pure."""
+    mounts = _parse_mountinfo(mountinfo)
+    return mounts[0].device if mounts and mounts[0].point == "/" else ""
+
+
+def verify_alone(cgroup: Cgroup, pids: Iterable[int]) -> None:
+    """Check that nobody else is in a container's cgroup, unseen. Raises VerifyError."""
+    others = set(cgroup.members()) - set(pids)
+    if others:
+        raise VerifyError(f"processes {sorted(others)[:5]} are in it, too", check="alone")
 
 
 def verify_running(
@@ -189,9 +236,7 @@ def check(facts: Facts, spec: Spec, host_namespaces: Mapping[str, int], *, filte
             "id_maps": lambda: _check_id_maps(facts, spec),
             "descriptors": lambda: _check_descriptors(facts),
             "cwd": lambda: None if facts.cwd == "/" else f"cwd is {facts.cwd}",
-            "rlimits": lambda: (
-                None if facts.core_limit == "0" else f"core limit {facts.core_limit}"
-            ),
+            "rlimits": lambda: _check_rlimits(facts, spec),
             "mounts": lambda: _check_mounts(facts, spec),
         }
     )
@@ -259,6 +304,16 @@ def _check_id_maps(facts: Facts, spec: Spec) -> str | None:
     for found, mappings in ((facts.uid_map, spec.uid_mappings), (facts.gid_map, spec.gid_mappings)):
         if found.split() != render_map(mappings).split():
             return f"map is {found.split()}, not {render_map(mappings).split()}"
+    if spec.executor is None and facts.setgroups != "deny":  # OCI has no word for it
+        return f"setgroups is {facts.setgroups}, not deny"
+    return None
+
+
+def _check_rlimits(facts: Facts, spec: Spec) -> str | None:
+    for name, (soft, hard) in {**DEFAULTS, **spec.process.rlimits}.items():
+        found = facts.limits.get(name, (math.inf, math.inf))
+        if found[0] > soft or found[1] > hard:
+            return f"{name} is {found}, above ({soft}, {hard})"
     return None
 
 
@@ -279,6 +334,7 @@ def _check_descriptors(facts: Facts) -> str | None:
 @dataclass(frozen=True, slots=True)
 class _Mount:
     point: str
+    device: str
     root: str  # what of its file system is mounted
     options: frozenset[str]
     fstype: str
@@ -293,7 +349,7 @@ def _parse_mountinfo(text: str) -> list[_Mount]:
         if any(option.startswith(("shared:", "master:")) for option in fields[6:]):
             point = f"{point} (propagating)"
         options = frozenset(fields[5].split(","))
-        mounts.append(_Mount(point, fields[3], options, right.split(" ")[0]))
+        mounts.append(_Mount(point, fields[2], fields[3], options, right.split(" ")[0]))
     return mounts
 
 

@@ -20,7 +20,7 @@ from sandboxkernel.errors import Conflict, LauncherLost
 from sandboxkernel.models import ExecExit, ExecOutput, ExecRequest
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.handover import Payload
-from sandboxruntime.verify import verify
+from sandboxruntime.verify import root_device, verify
 
 __all__ = ["execute"]
 
@@ -61,7 +61,7 @@ async def _start(
     output_fds: list[int],
     exited: asyncio.Future[int | None],
 ) -> Peer:
-    spec = sandbox.spec()
+    spec, root = sandbox.spec(), root_device(sandbox.facts().mountinfo)
     if sandbox.state == "paused":  # what enters its cgroup is frozen with it, and never answers
         raise Conflict(
             f"sandbox {sandbox.id} is paused",
@@ -93,6 +93,7 @@ async def _start(
                     sandbox.cgroup(),
                     kernels.runtime.host_namespaces,
                     filters=kernels.runtime.host_filters + 1,
+                    root=root,
                 ),
                 payload,
                 [stdin_fd, *output_fds],

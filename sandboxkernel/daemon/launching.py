@@ -15,7 +15,7 @@ from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.handover import Payload
 from sandboxruntime.spec import Spec, to_json
-from sandboxruntime.verify import Facts, verify, verify_init
+from sandboxruntime.verify import Facts, verify, verify_alone, verify_init
 
 __all__ = ["Launched", "launch"]
 
@@ -62,8 +62,12 @@ async def launch(
             cgroup = Cgroup.attach(runtime.layout, spec.cgroups_path)
 
             def judge(facts: Facts) -> None:
-                verify(facts, spec, cgroup, runtime.host_namespaces, filters=filters)
+                verify(
+                    facts, spec, cgroup, runtime.host_namespaces,
+                    filters=filters, root=reply["root"],
+                )  # fmt: skip
                 verify_init(reply["pid"], init_pidfd, spec, filters=filters)
+                verify_alone(cgroup, (reply["pid"], facts.pid))
 
             peer, facts, result = await handover.run(judge, payload, fds)
             return Launched(Process(peer, cgroup, facts, filters, peer.ticks()), result.executed)

@@ -42,7 +42,7 @@ from sandboxruntime.cgroup import Cgroup
 from sandboxruntime.channel import close_fds
 from sandboxruntime.errors import ContainerError
 from sandboxruntime.spec import Spec, to_json
-from sandboxruntime.verify import read_facts, verify_running
+from sandboxruntime.verify import Facts, read_facts, verify_running
 
 __all__ = ["Sandbox"]
 
@@ -438,6 +438,10 @@ class Sandbox:
         self._require_process()
         assert self._spec is not None
         return self._spec
+
+    def facts(self) -> Facts:
+        """What Linux said of the program of the running start when it was taken over."""
+        return self._require_process().facts
 
     def cgroup(self) -> Cgroup:
         """The cgroup of the running start."""

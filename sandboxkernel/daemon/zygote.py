@@ -138,6 +138,7 @@ class ZygoteStart:
                     cgroup,
                     self.runtime.host_namespaces,
                     filters=filters,
+                    root=reply["root"],
                 ),
                 plan_zygote_payload(ground, self.guest_source),
                 sockets,

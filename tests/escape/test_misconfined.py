@@ -2,7 +2,7 @@
 
 Of each property that Linux lets a launcher leave out without harm to the host. The others (no mount,
 PID or user namespace of its own) are shown to the same checks as facts, in
-tests/unit/test_runtime_plans.py, and for runc in tests/integration/test_executors.py.
+tests/unit/test_runtime_plans.py; what runc leaves out is in tests/integration/test_executors.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from sandboxruntime.spec import Bind, Credentials
 from sandboxruntime.steps import Step
 from tests.escape.attacks.views import HOST_IPC, HOST_NETWORK, KEEP_OPEN, LEAK, MOUNT_FLAGS
 from tests.harness import harness, make_spec
-from tests.support import NO_ZYGOTES, RunningDaemon, running_daemon, sandbox
+from tests.support import (
+    NO_ZYGOTES,
+    ZYGOTES,
+    RunningDaemon,
+    run_inside,
+    running_daemon,
+    sandbox,
+    wait_until,
+)
 
 WORK = Path("/srv/sandboxkernel-tests/misconfined")
 PLAN = """
@@ -69,6 +77,16 @@ def without(path, root_fd):
     m.DEVICE_ATTRIBUTES = attributes
 m.{made_by} = without
 """
+# The program's process does itself what pid 1, which it is a fork of, has left out.
+LATE = """
+do, seen = init.CREATE_STEPS[init.Step.{step}], []
+init.CREATE_STEPS[init.Step.{step}] = seen.append
+become = init.become_program
+def late(*arguments):
+    do(seen[0])
+    become(*arguments)
+init.become_program = late
+"""
 LACKS = {
     "the network namespace": Lack("namespaces", HOST_NETWORK),
     "the IPC namespace": Lack("namespaces", HOST_IPC),
@@ -100,6 +118,30 @@ LACKS = {
     "closed descriptors": Lack("descriptors", LEAK + KEEP_OPEN),
     "the root as working directory": Lack("cwd", around(Step.RLIMITS, after='os.chdir("/tmp")')),
     "the limit of cores": Lack("rlimits", steps=(Step.RLIMITS,)),
+    "the limit of signals that wait": Lack(
+        "rlimits",
+        "from sandboxruntime import rlimits\n"
+        'rlimits.DEFAULTS = {"RLIMIT_CORE": (0, 0)}',
+    ),
+    "setgroups denied": Lack(
+        "id_maps",
+        "from sandboxruntime import namespaces\nwrite = namespaces.write_kernel_file\n"
+        "namespaces.write_kernel_file = lambda path, text: "
+        'path.endswith("/setgroups") or write(path, text)',
+    ),
+    "the device list": Lack(
+        "devices",
+        "from sandboxruntime.cgroup import devices, group\n"
+        "group.plan_devices = lambda layout: []\ndevices.attach = lambda directory: None",
+    ),
+    "the root that was made for it": Lack("root", 'container.device_of = lambda fd: "0:1"'),
+    "nobody else": Lack(
+        "alone",
+        around(Step.CREDENTIALS, after="if os.fork() == 0: os.closerange(0, 999); "
+               "__import__('time').sleep(60)"),
+    ),
+    "the filter of pid 1": Lack("seccomp", LATE.format(step="SECCOMP")),
+    "the capabilities of pid 1": Lack("capabilities", LATE.format(step="CAPABILITIES")),
     "a mount": Lack(
         "mounts", PLAN.format(changed='[o for o in plan(spec) if getattr(o, "destination", "") != "/tmp"]')
     ),
@@ -189,10 +231,8 @@ def test_no_program_runs_in_what_was_found_out(
     code = CODE.format(patch=missing.patch, steps=[str(step) for step in missing.steps])
     config = NO_ZYGOTES
     program = ["touch", str(work / "it-ran")]
-    # Braces are of running_daemon's own format.
-    source = PROGRAM.format(instead=f"exec({code!r});").replace("{", "{{").replace("}", "}}")
-    with running_daemon(config, program=("-c", source)) as lying:
-        with pytest.raises(KernelStartFailed) as caught, sandbox(lying, *program, cwd=str(work)):
+    with running_daemon(config, program=("-c", lying(code))) as liar:
+        with pytest.raises(KernelStartFailed) as caught, sandbox(liar, *program, cwd=str(work)):
             pass
         assert caught.value.step == Step.VERIFY
         assert f"outside verification failed at {missing.check}" in str(caught.value)
@@ -201,3 +241,114 @@ def test_no_program_runs_in_what_was_found_out(
         info = daemon.client().watch_exit(kernel.id, kernel.generation).wait(30)
         assert info is not None and info.code == 0
     assert [path.name for path in work.iterdir()] == ["it-ran"]
+
+
+def lying(code: str) -> str:
+    """A daemon whose launcher runs this first."""
+    source = PROGRAM.format(instead=f"exec({code!r});")
+    return source.replace("{", "{{").replace("}", "}}")  # braces are of running_daemon's own format
+
+
+JOINS = {
+    "the filter": (Step.SECCOMP, "seccomp"),
+    "no_new_privs": (Step.NO_NEW_PRIVS, "no_new_privs"),
+    "the limits": (Step.RLIMITS, "rlimits"),
+    "closed descriptors": (Step.CLOSE_FDS, "descriptors"),
+}
+
+
+@pytest.mark.parametrize("lack", JOINS)
+def test_no_exec_runs_what_was_found_out(work: Path, lack: str) -> None:
+    step, check = JOINS[lack]
+    skipped = [step, Step.LANDLOCK, Step.SECCOMP] if step is Step.NO_NEW_PRIVS else [step]
+    code = "from sandboxruntime import init\nfrom sandboxruntime.launcher import main\n"
+    code += "".join(
+        f"init.JOIN_STEPS[init.Step({str(s)!r})] = lambda context: None\n" for s in skipped
+    )
+    with (
+        running_daemon(NO_ZYGOTES, program=("-c", lying(code))) as daemon,
+        sandbox(daemon, cwd=str(work)) as kernel,
+    ):
+        with pytest.raises(KernelStartFailed, match=f"verification failed at {check}"):
+            run_inside(daemon, kernel, "touch", str(work / "it-ran"))
+        assert list(work.iterdir()) == []
+
+
+GUEST = """
+from sandboxkernel.daemon import app
+source = app._guest_source
+def changed(name):
+    text = source(name)
+    return text if name != "zygote.py" else text.replace("taken = _serve(", {patch!r} + "taken = _serve(")
+app._guest_source = changed
+from sandboxkernel.daemon.__main__ import main
+main()
+"""
+SKIP = "{steps}[step] = lambda context: None"
+# Its own root, which those before it and after it see, too, in the place of the one it was given;
+# what is mounted below it is locked and gives it away.
+OWN_ROOT = (
+    "mount = {steps}[step]; open_tree = __import__('sandboxruntime.syscalls').syscalls.open_tree; "
+    "{steps}[step] = lambda c: (setattr(c, 'root_fd', open_tree(-100, '/', 0x88001)), mount(c))"
+)
+FORKS = {
+    "the filter": ("JOIN_STEPS", Step.SECCOMP, "seccomp", SKIP),
+    "the filter of pid 1": ("CREATE_STEPS", Step.SECCOMP, "seccomp", SKIP),
+    "closed descriptors": ("JOIN_STEPS", Step.CLOSE_FDS, "descriptors", SKIP),
+    "masks": ("CREATE_STEPS", Step.MASKS, "mounts", SKIP),
+    "the user's root": ("CREATE_STEPS", Step.MOUNTS, "mounts", OWN_ROOT),
+}
+
+
+@pytest.mark.skipif(not ZYGOTES, reason="needs zygotes")
+@pytest.mark.parametrize("profile", ["default", "on_demand"])
+@pytest.mark.parametrize("lack", FORKS)
+def test_no_fork_of_a_hostile_zygote_gets_what_a_kernel_gets(lack: str, profile: str) -> None:
+    """Its image may do as it likes; the kernel is started without it, and the zygote replaced."""
+    steps, step, check, does = FORKS[lack]
+    patch = f"step = steps.Step({str(step)!r}); {does.format(steps=f'init.{steps}')}\n    "
+    source = GUEST.format(patch=patch).replace("{", "{{").replace("}", "}}")
+    config = 'c.SandboxKernelDaemon.profiles = {"default": {}, "on_demand": {"spares": 0}}\n'
+    with running_daemon(config, program=("-c", source)) as daemon:
+        client = daemon.client()
+        with sandbox(daemon, as_kernel=True, profile=profile):
+            pass
+
+        def stands() -> bool:
+            found = client.zygotes()
+            return not found.starting and any(
+                z.spares or profile == "on_demand" for z in found.zygotes
+            )
+
+        wait_until(stands)
+        with sandbox(daemon, as_kernel=True, profile=profile) as kernel:
+            assert kernel.start_path == "cold"
+            assert f"verification failed at {check}" in client.inspect(kernel.id).cold_reason
+        log = daemon.log_path.read_text()
+        assert f"is replaced: outside verification failed at {check}" in log
+
+
+ZYGOTES_LACK = {
+    "the filter": ("seccomp", Step.SECCOMP),
+    "the limits": ("rlimits", Step.RLIMITS),
+    "closed descriptors": ("descriptors", Step.CLOSE_FDS),
+}
+
+
+@pytest.mark.skipif(not ZYGOTES, reason="needs zygotes")
+@pytest.mark.parametrize("lack", ZYGOTES_LACK)
+def test_no_zygote_is_made_of_what_was_found_out(lack: str) -> None:
+    check, step = ZYGOTES_LACK[lack]
+    code = f"""
+from sandboxruntime import init
+from sandboxruntime.launcher import main
+do = init.CREATE_STEPS[init.Step({str(step)!r})]
+init.CREATE_STEPS[init.Step({str(step)!r})] = lambda c: None if c.spec.zygote else do(c)
+"""
+    with running_daemon(program=("-c", lying(code))) as daemon:
+        with sandbox(daemon, as_kernel=True):
+            pass
+        wait_until(lambda: "no zygote for default" in daemon.log_path.read_text())
+        with sandbox(daemon, as_kernel=True) as kernel:
+            reason = daemon.client().inspect(kernel.id).cold_reason
+            assert f"verification failed at {check}" in reason

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import pkgutil
+import resource
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS
 from sandboxruntime.mounts import Attach, Mask, plan_mounts
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.request import encode_error
+from sandboxruntime.rlimits import DEFAULTS, NUMBERS
 from sandboxruntime.rootfs import is_allowed, overlay_options
 from sandboxruntime.spec import (
     MASKED_PATHS,
@@ -37,7 +40,7 @@ from sandboxruntime.spec import (
 )
 from sandboxruntime.steps import BUNDLE_STEPS, CHILD_STEPS, LAUNCHER_STEPS, Step
 from sandboxruntime.validate import validate
-from sandboxruntime.verify import NAMESPACES, Facts, check
+from sandboxruntime.verify import NAMESPACES, Facts, check, read_limits, verify_running
 from tests.support import wait_until
 
 BASE = 0x70000000
@@ -206,7 +209,9 @@ MOUNTINFO += "".join(
 MOUNTINFO += "".join(
     f"\n1 1 0:1 / {point} ro,nosuid,nodev,noexec - proc x rw" for point in READ_ONLY_PATHS
 )
+SAFE_LIMITS = {name: (float(soft), float(hard)) for name, (soft, hard) in DEFAULTS.items()}
 GOOD = Facts(
+    pid=5,
     namespaces=dict.fromkeys(NAMESPACES, 2),
     status={
         "Uid": "\t".join([str(BASE + 1000)] * 4),
@@ -220,7 +225,8 @@ GOOD = Facts(
     mountinfo=MOUNTINFO,
     descriptors={0: "/dev/null", 1: "pipe:[1]", 2: "pipe:[1]", 5: "socket:[2]"},
     cwd="/",
-    core_limit="0",
+    limits=SAFE_LIMITS,
+    setgroups="deny",
 )  # fmt: skip
 
 
@@ -228,50 +234,103 @@ def test_a_confined_process_passes() -> None:
     check(GOOD, SPEC, HOST, filters=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "facts"),
-    [
-        ("namespaces", {"namespaces": {**dict.fromkeys(NAMESPACES, 2), "net": 1}}),
-        ("credentials", {"status": {**GOOD.status, "Uid": "0\t0\t0\t0"}}),
-        ("credentials", {"status": {**GOOD.status, "Gid": "0\t0\t0\t0"}}),
-        ("credentials", {"status": {**GOOD.status, "Groups": "27 "}}),
-        ("id_maps", {"uid_map": "0 0 4294967295"}),
-        ("capabilities", {"status": {**GOOD.status, "CapBnd": "0000000000000001"}}),
-        ("no_new_privs", {"status": {**GOOD.status, "NoNewPrivs": "0"}}),
-        ("seccomp", {"status": {**GOOD.status, "Seccomp": "0"}}),
-        ("seccomp", {"status": {**GOOD.status, "Seccomp_filters": "2"}}),
-        ("descriptors", {"descriptors": {**GOOD.descriptors, 9: "/etc"}}),
-        ("descriptors", {"descriptors": {**GOOD.descriptors, 1: "/sys/fs/cgroup"}}),
-        ("cwd", {"cwd": "/somewhere"}),
-        ("rlimits", {"core_limit": "unlimited"}),
-        ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / /host rw - ext4 x rw"}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw,nosuid", " / / rw")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("/dev/shm", "/dev/shn")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/kmsg", "/proc/acpi")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/acpi ro")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/sys rw")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("/null /proc/kmsg", "/kmsg /proc/kmsg")}),
-        ("mounts", {"mountinfo": MOUNTINFO.replace("noexec - tmpfs", "noexec shared:3 - tmpfs")}),
-        *(
-            ("mounts", {"mountinfo": MOUNTINFO.replace(f" {point} {good}", f" {point} {bad}")})
-            for point, good, bad in (
-                ("/dev/zero", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
-                ("/dev/tty", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
-                ("/dev/pts", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
-                ("/proc/kmsg", "rw,nosuid,noexec", "rw,noexec"),
-                ("/proc/sys", "ro,nosuid,nodev,noexec", "ro,nosuid,nodev"),
-                ("/srv/class", "rw,nosuid,nodev,noexec", "rw,nosuid,noexec"),
-                ("/tmp", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
-            )
-        ),
-    ],
-)  # fmt: skip
+GAPS: list[tuple[str, dict[str, Any]]] = [
+    *(
+        ("namespaces", {"namespaces": {**dict.fromkeys(NAMESPACES, 2), name: 1}})
+        for name in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    ),
+    ("credentials", {"status": {**GOOD.status, "Uid": "0\t0\t0\t0"}}),
+    ("credentials", {"status": {**GOOD.status, "Gid": "0\t0\t0\t0"}}),
+    ("credentials", {"status": {**GOOD.status, "Groups": "27 "}}),
+    ("id_maps", {"uid_map": "0 0 4294967295"}),
+    ("capabilities", {"status": {**GOOD.status, "CapBnd": "0000000000000001"}}),
+    ("no_new_privs", {"status": {**GOOD.status, "NoNewPrivs": "0"}}),
+    ("seccomp", {"status": {**GOOD.status, "Seccomp": "0"}}),
+    ("seccomp", {"status": {**GOOD.status, "Seccomp_filters": "2"}}),
+    ("descriptors", {"descriptors": {**GOOD.descriptors, 9: "/etc"}}),
+    ("descriptors", {"descriptors": {**GOOD.descriptors, 1: "/sys/fs/cgroup"}}),
+    ("cwd", {"cwd": "/somewhere"}),
+    ("id_maps", {"gid_map": "0 0 4294967295"}),
+    ("id_maps", {"setgroups": "allow"}),
+    *(
+        ("rlimits", {"limits": {**SAFE_LIMITS, name: pair}})
+        for name, (soft, hard) in DEFAULTS.items()
+        for pair in ((float(soft), math.inf), (float(soft), hard + 1.0))
+    ),
+    ("rlimits", {"limits": {}}),
+    ("mounts", {"mountinfo": ""}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("- overlay", "- ext4")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw", " / /other rw")}),
+    ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / /host rw - ext4 x rw"}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw,nosuid", " / / rw")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("/dev/shm", "/dev/shn")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/kmsg", "/proc/acpi")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/acpi ro")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/sys ro", "/proc/sys rw")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("/null /proc/kmsg", "/kmsg /proc/kmsg")}),
+    ("mounts", {"mountinfo": MOUNTINFO.replace("noexec - tmpfs", "noexec shared:3 - tmpfs")}),
+    *(
+        ("mounts", {"mountinfo": MOUNTINFO.replace(f" {point} {good}", f" {point} {bad}")})
+        for point, good, bad in (
+            ("/dev/zero", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
+            ("/dev/tty", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
+            ("/dev/pts", "rw,nosuid,nodev,noexec", "rw,nosuid,nodev"),
+            ("/proc/kmsg", "rw,nosuid,noexec", "rw,noexec"),
+            ("/proc/sys", "ro,nosuid,nodev,noexec", "ro,nosuid,nodev"),
+            ("/srv/class", "rw,nosuid,nodev,noexec", "rw,nosuid,noexec"),
+            ("/tmp", "rw,nosuid,nodev,noexec", "rw,nodev,noexec"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "facts"), GAPS)
 def test_any_gap_in_the_confinement_is_found(name: str, facts: dict[str, Any]) -> None:
     lacking = dataclasses.replace(GOOD, **facts)
     assert lacking != GOOD
     with pytest.raises(VerifyError) as caught:
         check(lacking, SPEC, HOST, filters=1)
     assert caught.value.check == name
+
+
+MAY_CHANGE = {"descriptors", "cwd", "rlimits"}  # what a program may change is not looked at
+
+
+@pytest.mark.parametrize(("name", "facts"), GAPS)
+def test_any_gap_in_what_runs_already_is_found(name: str, facts: dict[str, Any]) -> None:
+    cgroup: Any = SimpleNamespace(check_membership=lambda text: [], check_devices=lambda: [])
+    lacking = dataclasses.replace(GOOD, **facts)
+    if name in MAY_CHANGE or lacking.status["Seccomp_filters"] == "2":
+        verify_running(lacking, SPEC, cgroup, HOST, filters=1)
+        return
+    with pytest.raises(VerifyError) as caught:
+        verify_running(lacking, SPEC, cgroup, HOST, filters=1)
+    assert caught.value.check == name
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("cgroup", {"check_membership": lambda text: ["cgroup v2: expected /a, found /b"]}),
+        ("devices", {"check_devices": lambda: ["no device allow-list"]}),
+        ("seccomp", {}),
+    ],
+)
+def test_what_runs_already_is_held_to_its_cgroup_and_filters(
+    name: str, members: dict[str, Any]
+) -> None:
+    fine = {"check_membership": lambda text: [], "check_devices": lambda: []}
+    cgroup: Any = SimpleNamespace(**{**fine, **members})
+    with pytest.raises(VerifyError) as caught:
+        verify_running(GOOD, SPEC, cgroup, HOST, filters=2 if name == "seccomp" else 1)
+    assert caught.value.check == name
+
+
+def test_limits_are_read_as_linux_writes_them() -> None:
+    found = read_limits(Path("/proc/self/limits").read_text())
+    for name, number in NUMBERS.items():
+        pair = resource.getrlimit(number)
+        assert found[name] == tuple(math.inf if n == resource.RLIM_INFINITY else n for n in pair)
 
 
 def test_no_name_of_a_process_or_folder_ends_a_line_of_proc() -> None:

@@ -12,7 +12,7 @@ from sandboxruntime import syscalls
 from sandboxruntime.cgroup import devices, lifecycle, v1, v2
 from sandboxruntime.cgroup.files import apply_writes, open_file, read_text, write_text
 from sandboxruntime.cgroup.layout import Layout, check_path
-from sandboxruntime.cgroup.limits import Limits, Usage
+from sandboxruntime.cgroup.limits import Check, Limits, Usage
 from sandboxruntime.cgroup.plan import plan_devices, plan_parent_writes, plan_writes
 from sandboxruntime.cgroup.readback import limits_in_force
 from sandboxruntime.errors import HostError, StateError
@@ -171,8 +171,11 @@ class Cgroup:
         return "bpf" if self.layout.v2 is not None and devices.is_supported() else ""
 
     def guard_devices(self) -> None:
-        """Attach v2's device allow-list unless it is there. Raises HostError."""
-        if self.device_list != "bpf" or not self.check_devices():
+        """Put the device allow-list in force unless it is. Raises HostError."""
+        if not self.check_devices():
+            return
+        if self.device_list == "v1":
+            apply_writes(self.layout, self.path, plan_devices(self.layout))
             return
         try:
             devices.attach(self._directories[""])
@@ -184,7 +187,11 @@ class Cgroup:
             ) from exc
 
     def check_devices(self) -> list[str]:
-        """One message where v2's device allow-list should be in force, and is not."""
+        """One message where the device allow-list should be in force, and is not."""
+        if self.device_list == "v1":
+            found = {line for line in self._read("devices", "devices.list").split("\n") if line}
+            allowed = {w.value for w in plan_devices(self.layout) if w.check is Check.LINE}
+            return [] if found == allowed else [f"cgroup devices: {sorted(found)}"]
         if self.device_list != "bpf" or devices.PROGRAM_NAME in devices.attached(
             self._directories[""]
         ):
@@ -214,6 +221,11 @@ class Cgroup:
     def pids(self) -> list[int]:
         """Return the processes in any hierarchy, sub-cgroups included, in numeric order."""
         return lifecycle.pids(self._directories.values())
+
+    def members(self) -> list[int]:
+        """The processes in one hierarchy, v2 where there is one: pids() of what is whole."""
+        directories = self._directories
+        return lifecycle.pids([directories.get("") or next(iter(directories.values()))])
 
     def usage(self) -> Usage:
         """Read the counters. Raises OSError, ENOENT or ENODEV, if the cgroup is gone or going."""
