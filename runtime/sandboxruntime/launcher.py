@@ -108,8 +108,8 @@ class Launcher:
         try:
             message, fds = recv_message(self._sock)
         except DescriptorsLost as exc:
-            lost = OSError(errno.EMFILE, str(exc))
-            self._refuse(Request(exc.message), lost)
+            request = Request(exc.message)
+            self._answer(request, {"error": request.refusal(OSError(errno.EMFILE, str(exc)))})
             return
         except ValueError as exc:  # nobody can be answered: it has no serial
             sys.stderr.write(f"the launcher was sent {exc}\n")
@@ -120,47 +120,50 @@ class Launcher:
         request = Request(message)
         request.work = self._dispatch(message, fds, request.reply_fds)
         self._unfinished.append(request)
-        try:
-            self._go_on(request, None)
-        finally:
-            close_fds(fds)
+        self._go_on(request, None, fds)
 
-    def _go_on(self, request: Request, heard: bool | None) -> None:
-        """Do the next part of a request's work, and answer it at the end."""
+    def _go_on(
+        self, request: Request, heard: bool | None, borrowed: list[int] | None = None
+    ) -> None:
+        """Do the next part of a request's work, and answer it at the end.
+
+        Closes `borrowed`, which no later part needs, before anybody is answered.
+        """
         assert request.work is not None
         self._wait_no_more(request)
+        reply, wait = {}, None
         try:
             wait = request.work.send(heard)  # type: ignore[arg-type]  # None: it begins
         except StopIteration as done:
-            self._unfinished.remove(request)
-            self._send({"serial": request.message.get("serial"), **done.value}, request.reply_fds)
+            reply = done.value
         except (ContainerError, OSError, *_MISTAKES) as exc:
-            self._unfinished.remove(request)
-            self._refuse(request, exc)
-        else:
+            reply = {"error": request.refusal(exc)}  # not `exc`: nothing collects its cycles
+        finally:
+            close_fds(borrowed or [])
+        if wait is not None:
             request.wait = wait
             self._selector.register(
                 wait.fd, selectors.EVENT_READ, partial(self._go_on, request, True)
             )
+            return
+        self._unfinished.remove(request)
+        self._answer(request, reply)
+
+    def _answer(self, request: Request, reply: Message) -> None:
+        self._send({"serial": request.message.get("serial"), **reply}, request.reply_fds)
 
     def _wait_no_more(self, request: Request) -> None:
         if request.wait is not None:
             self._selector.unregister(request.wait.fd)
             request.wait = None
 
-    def _refuse(self, request: Request, exc: BaseException) -> None:
-        if not isinstance(exc, ContainerError | OSError):  # it must outlive one without sense
-            sys.stderr.write("".join(traceback.format_exception(exc)))
-        self._send({"serial": request.message.get("serial"), "error": request.refusal(exc)})
-
     def _abandon(self, request: Request) -> None:
         """Undo what a request has done so far, and answer that."""
         assert request.work is not None
         self._wait_no_more(request)
         self._unfinished.remove(request)
-        self._refuse(
-            request, StateError("given up", container_id=str(request.creates), status="creating")
-        )
+        gone = StateError("given up", container_id=str(request.creates), status="creating")
+        self._answer(request, {"error": request.refusal(gone)})
         request.work.close()
 
     def _dispatch(self, message: Message, fds: list[int], reply_fds: list[int]) -> Waiting[Message]:

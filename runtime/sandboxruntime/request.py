@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,4 +45,5 @@ class Request:
             return encode_error(exc)
         if isinstance(exc, OSError):  # outside of any step: the operation is the step
             return {**encode_error(exc), "step": op}
+        sys.stderr.write("".join(traceback.format_exception(exc)))  # it makes no sense
         return encode_error(SpecError(f"request {op!r}: {exc!r}"[:500], field="op"))

@@ -49,6 +49,9 @@ TOLERATED: dict[tuple[str, str], tuple[tuple[int, ...], str]] = {
     ("", "processes.open_process < cgroup.lifecycle._signal_and_wait"): (
         (errno.EINVAL,), "so Linux before 6.16 says that it has ended; who is left is looked for again"
     ),
+    ("", "cgroup.lifecycle._unthrottle"): (
+        _ANY, "what is ended in spite of its quota of processor time takes longer, as it must"
+    ),
     ("delete_runc", "oci._become"): (
         _ANY, "what runc would have removed, its records and our cgroup, is removed without it"
     ),
