@@ -8,6 +8,7 @@ and opaque directories").
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from sandboxkernel.models import UserLayerChange
 
 __all__ = ["DEPTH_MAX", "ENTRIES_MAX", "diff_layer", "show_path"]
 
-ENTRIES_MAX = 500_000  # entries looked at; what lies beyond is not reported
+# Entries looked at, and names held, of a whole layer; what lies beyond is not reported. A hard link
+# takes a dozen bytes of disk, and its name in our memory many times that.
+ENTRIES_MAX = 500_000
 DEPTH_MAX = 256  # directories; deeper trees are reported by their top only
 _OPAQUE_XATTR = "trusted.overlay.opaque"
 
@@ -48,7 +51,14 @@ class _Walk:
     root_uid: int
     changes: list[UserLayerChange] = field(default_factory=list)
     levels: list[_Level] = field(default_factory=list)
-    seen: int = 0
+    left: int = field(default_factory=lambda: ENTRIES_MAX)
+
+    def names(self, directory_fd: int) -> list[str]:
+        """Names in a directory, last first, as many as may still be looked at."""
+        with os.scandir(directory_fd) as entries:
+            found = [entry.name for entry in itertools.islice(entries, self.left)]
+        self.left -= len(found)
+        return sorted(found, reverse=True)
 
     def report(self, path: str, change: _Change, size: int = 0) -> None:
         for level in self.levels:
@@ -59,7 +69,7 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        return len(self.changes) >= self.limit or self.seen >= ENTRIES_MAX
+        return len(self.changes) >= self.limit
 
 
 def diff_layer(
@@ -96,7 +106,7 @@ def show_path(path: str) -> str:
 
 
 def _run(walk: _Walk, cursor: TreeCursor, lower: tuple[Path, ...]) -> None:
-    walk.levels.append(_Level(_names(cursor.fd), lower))
+    walk.levels.append(_Level(walk.names(cursor.fd), lower))
     while walk.levels and not walk.is_full:
         level = walk.levels[-1]
         if not level.names:
@@ -105,7 +115,6 @@ def _run(walk: _Walk, cursor: TreeCursor, lower: tuple[Path, ...]) -> None:
                 cursor.leave()
             continue
         name = level.names.pop()
-        walk.seen += 1
         try:
             status = os.lstat(name, dir_fd=cursor.fd)
         except FileNotFoundError:
@@ -135,25 +144,14 @@ def _enter(walk: _Walk, cursor: TreeCursor, name: str, path: str, status: os.sta
         cursor.enter(name)
     except (FileNotFoundError, NotADirectoryError):
         return  # a running sandbox replaced it
-    names = _names(cursor.fd)
+    names = walk.names(cursor.fd)
     level = _Level(names, lower, held, path)
     walk.levels.append(level)
-    if lower and _is_opaque(cursor.fd):
+    if lower and walk.left and _is_opaque(cursor.fd):
         level.lower = ()
         own = set(names)
         for gone in sorted({n for directory in lower for n in os.listdir(directory)} - own):
             walk.report(f"{path}/{gone}", "D")
-
-
-def _names(directory_fd: int) -> list[str]:
-    """Names in a directory, last first, as many as may be looked at."""
-    names = []
-    with os.scandir(directory_fd) as entries:
-        for entry in entries:
-            names.append(entry.name)
-            if len(names) >= ENTRIES_MAX:
-                break
-    return sorted(names, reverse=True)
 
 
 def _look_below(directories: tuple[Path, ...], name: str) -> tuple[bool, tuple[Path, ...]]:

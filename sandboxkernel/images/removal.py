@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxkernel.images.treewalk import TreeCursor, open_cursor
 
 __all__ = ["remove_tree"]
+
+NAMES_MAX = 10_000  # held of one directory: it may have millions, at a dozen bytes of disk each
 
 
 def remove_tree(path: Path) -> None:
@@ -28,15 +32,27 @@ def remove_tree(path: Path) -> None:
         pass  # somebody else removed it, which is what we want
 
 
+@dataclass(slots=True)
+class _Level:
+    """Directories that are to be removed from one directory; whether these are all."""
+
+    directories: list[str]
+    whole: bool
+
+
 def _empty(cursor: TreeCursor) -> None:
     way: list[str] = []
     pending = [_unlink_files(cursor.fd)]
     while True:
-        if pending[-1]:
-            name = pending[-1].pop()
+        level = pending[-1]
+        if level.directories:
+            name = level.directories.pop()
             cursor.enter(name)
             way.append(name)
             pending.append(_unlink_files(cursor.fd))
+            continue
+        if not level.whole:  # what was listed is gone, so the next look finds others
+            pending[-1] = _unlink_files(cursor.fd)
             continue
         pending.pop()
         if not pending:
@@ -45,11 +61,15 @@ def _empty(cursor: TreeCursor) -> None:
         os.rmdir(way.pop(), dir_fd=cursor.fd)
 
 
-def _unlink_files(directory_fd: int) -> list[str]:
-    """Unlink everything that is no directory; return the directories."""
+def _unlink_files(directory_fd: int) -> _Level:
+    """Unlink what is no directory among the next names; return the directories among them."""
     with os.scandir(directory_fd) as entries:
-        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        listed = [
+            (entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in itertools.islice(entries, NAMES_MAX)
+        ]
     for name, is_directory in listed:
         if not is_directory:
             os.unlink(name, dir_fd=directory_fd)
-    return [name for name, is_directory in listed if is_directory]
+    directories = [name for name, is_directory in listed if is_directory]
+    return _Level(directories, whole=len(listed) < NAMES_MAX)

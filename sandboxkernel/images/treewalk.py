@@ -19,6 +19,7 @@ __all__ = ["TreeCursor", "TreeUsage", "measure_tree", "open_cursor", "subdirecto
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK_BYTES = 512  # unit of st_blocks, stat(2)
 _ENTRIES_MAX = 20_000_000  # no tree that we make room for has more
+LINKED_MAX = 500_000  # files with several names that are remembered
 
 
 class TreeCursor:
@@ -98,17 +99,20 @@ class _Tally:
         self.size = 0
         self.entries = 0
         self.newest = 0.0
-        self._linked: set[tuple[int, int]] = set()
+        self._linked: set[int] = set()  # inodes; a walk stays in one file system
 
     def add(self, status: os.stat_result, *, is_directory: bool) -> None:
         self.entries += 1
         self.newest = max(self.newest, status.st_ctime)
+        size = status.st_blocks * _BLOCK_BYTES
         if status.st_nlink > 1 and not is_directory:
-            key = (status.st_dev, status.st_ino)
-            if key in self._linked:
+            if status.st_ino in self._linked:
                 return
-            self._linked.add(key)
-        self.size += status.st_blocks * _BLOCK_BYTES
+            if len(self._linked) < LINKED_MAX:
+                self._linked.add(status.st_ino)
+            else:  # each of its names for its share, so that all of them make the whole
+                size //= status.st_nlink
+        self.size += size
 
 
 def measure_tree(path: Path) -> TreeUsage:
