@@ -122,7 +122,12 @@ SECTIONS = (
     ("H5", "Links and clones across layers",
      "`test_links_and_exchanges_change_the_layer_alone`: with every capability inside and no filter, what"
      " they change is a copy in the layer. No other user's layer is mounted, so none can be named."),
-    ("H6", "Host programs that walk a layer", "`test_links_of_an_image_do_not_lead_out`"),
+    ("H6", "Host programs that walk a layer", "`test_a_hostile_layer_is_told_and_removed_and_leads_nowhere`: links, pipes, sockets, marks,"
+     " names, depth and width, while directories and links change places, through the daemon's diff, disk"
+     " usage and reset. `test_a_link_is_followed_only_without_both_defences` has the controls,"
+     " `test_a_directory_that_becomes_a_link_once_it_was_seen_is_not_entered` the exchange at the one"
+     " moment that counts. What is held in memory is bounded: `test_a_comparison_reads_no_more_names_than_it_may`,"
+     " `test_a_removal_reads_a_few_names_at_a_time_and_leaves_none`."),
     ("H7", "Changing the image", ""),
     ("H8", "Words of an image that are executed", "`test_a_hostile_image_name_is_refused`"),
     ("J1", "Random state of siblings", "`test_siblings_share_no_random_state`"),
