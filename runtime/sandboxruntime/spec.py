@@ -62,6 +62,7 @@ READ_ONLY_PATHS = (
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
+    "/proc/pressure",  # anybody who can write to it has Linux compute and wake for a trigger (PSI)
     "/proc/sys",
     "/proc/sysrq-trigger",
 )
