@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sandboxkernel.images.store import ImageStore
 from tests.escape.attacks import ALL, Attack, Control
-from tests.harness import Harness, harness, make_spec
+from tests.harness import Harness, harness, host_image, make_spec
+from tests.support import SHARED_DATA
 
 Launch = Callable[[Attack, Control | None], str]
 CONFINED = Control("nothing")
@@ -75,3 +77,12 @@ def test_what_is_left_of_its_defences_stops_it_alone(
 
 def test_the_names_of_attacks_are_their_own() -> None:
     assert len({attack.name for attack in ALL}) == len(ALL)
+
+
+def test_after_all_of_them_the_image_is_as_it_was_made() -> None:
+    """Read through the page cache, which is what a write to shared pages would have changed.
+
+    That it finds a single byte: `test_a_byte_of_an_image_is_found_and_the_image_made_again`.
+    """
+    store = ImageStore(SHARED_DATA / "images")
+    assert store.verify(host_image().ref) == ()

@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -86,3 +87,21 @@ def set_user_id_program(layer: Path | None) -> Iterator[Mapping[str, Any]]:
     os.chown(program, ID_BASE, ID_BASE)
     program.chmod(0o4755)
     yield {}
+
+
+@contextlib.contextmanager
+def program_with_capability(layer: Path | None) -> Iterator[Mapping[str, Any]]:
+    """A program with CAP_NET_RAW in its file, given by the root of the sandbox's user namespace."""
+    assert layer is not None
+    program = layer / "home/sandbox/cat"
+    program.write_bytes(Path("/usr/bin/cat").read_bytes())
+    os.chown(program, ID_BASE, ID_BASE)
+    program.chmod(0o755)
+    os.setxattr(program, "security.capability", file_capability(ID_BASE))
+    yield {}
+
+
+def file_capability(root_uid: int) -> bytes:
+    """struct vfs_ns_cap_data: CAP_NET_RAW, permitted and effective (linux/capability.h)."""
+    revision_3, effective, net_raw = 0x03000000, 1, 1 << 13
+    return struct.pack("<6I", revision_3 | effective, net_raw, 0, 0, 0, root_uid)

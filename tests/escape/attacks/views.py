@@ -8,6 +8,7 @@ from tests.escape.attacks.canaries import (
     canary_directory,
     device,
     loopback_port,
+    program_with_capability,
     set_user_id_program,
     shared_memory,
 )
@@ -85,6 +86,17 @@ NOSUID = Control("nosuid", patch=MOUNT_FLAGS.format(flag="NOSUID"))
 NO_NEW_PRIVS = Control("no_new_privs", steps=(Step.NO_NEW_PRIVS, Step.SECCOMP, Step.LANDLOCK))
 SET_USER_ID = Control("nosuid, no_new_privs, the bounding set", (*NO_NEW_PRIVS.steps, Step.CAPABILITIES),
                       patch=NOSUID.patch)  # fmt: skip
+# As the set-user-id bit, but for what an exec takes from the bounding set.
+BOUNDING = Control(
+    "the bounding set",
+    (Step.CAPABILITIES,),
+    patch="""
+from sandboxruntime import capabilities
+capabilities.drop_bounding = lambda: None
+""",
+)
+FILE_CAPABILITY = Control("nosuid, no_new_privs, the bounding set", SET_USER_ID.steps,
+                          patch=NOSUID.patch + BOUNDING.patch)  # fmt: skip
 OPEN_NODE = 'os.open("/home/sandbox/node", os.O_RDONLY | os.O_NONBLOCK)'
 
 # Descriptors: a file of one's own with what shall be in the image's, and that one, to read.
@@ -131,6 +143,10 @@ if os.getcwd().startswith("/") and os.path.samestat(os.stat("/"), os.stat("/..")
            uncontrolled="belongs to the host's root: a control would need it, and could reboot the machine"),
     Attack("C2", "open the pattern of core files", 'os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY)',
            ("EROFS", "EACCES"), control=None, uncontrolled="the same"),
+    Attack("C2", "have Linux watch the host's memory for one (a PSI trigger)", """
+os.write(os.open("/proc/pressure/memory", os.O_RDWR), b"some 1000000 2000000 ")
+""", ("EROFS", "ENOENT"), control=Control("the read-only paths", spec=(("read_only_paths", ()),)),
+           newer_than=(6, 5)),  # before, Linux itself wants a capability of the host's
     Attack("C4", "open a device node of the layer", OPEN_NODE, ("EACCES",), control=NODEV,
            arrange=device(1, 3), needs_layer=True),
     Attack("C5", "take more terminals than there should be", """
@@ -152,6 +168,13 @@ import subprocess
 if subprocess.run(["/home/sandbox/id", "-u"], capture_output=True, text=True).stdout.strip() != "0":
     raise OSError(errno.EPERM, "")
 """, control=SET_USER_ID, alone=(NOSUID, NO_NEW_PRIVS), arrange=set_user_id_program, needs_layer=True),
+    Attack("E1", "gain a capability by a program's file capabilities", """
+import subprocess
+done = subprocess.run(["/home/sandbox/cat", "/proc/self/status"], capture_output=True, text=True)
+if "CapPrm:\t0000000000002000" not in done.stdout:
+    raise OSError(errno.EPERM, "")
+""", control=FILE_CAPABILITY, alone=(NOSUID, NO_NEW_PRIVS, BOUNDING),
+           arrange=program_with_capability, needs_layer=True),
     Attack("E5", "find a key of the launcher's", 'call("keyctl", 10, -3, b"user", b"canary", 0)',
            control=Control("the session keyring, the filter", NO_FILTER.steps, patch=SAME_KEYRING),
            alone=(Control("the session keyring", patch=SAME_KEYRING), NO_FILTER), plant=KEY),
