@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from sandboxkernel.errors import KernelNotRunning, KernelStartFailed
 from sandboxruntime.spec import Spec
 from sandboxruntime.steps import Step
 from tests.harness import ID_BASE, Harness, harness, make_spec
+from tests.support import SHARED_DATA
 
 CANARY = Path("/srv/sandboxkernel-tests/hostile-roots")
 
@@ -200,3 +203,70 @@ def digest(path: Path) -> tuple[str, int]:
     if path.is_symlink() or not path.is_file():
         return ("", path.lstat().st_nlink)
     return (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_nlink)
+
+
+FOLLOWED = """
+from sandboxruntime import rootfs
+rootfs.OVERLAY_OPTIONS = {options!r}
+"""
+FOLLOWS = {"index": "off", "xino": "off"}
+READS = """
+import os
+try:
+    print({act})
+except PermissionError as error:
+    print("refused")
+"""
+REDIRECTED = "os.listdir('/home/sandbox/marked') == ['file']"
+COPIED = "open('/home/sandbox/marked').read() == 'of the image'"
+HIDDEN = "os.listdir('/of-the-image') == []"
+
+
+@contextlib.contextmanager
+def marked_spec(path: str, marks: dict[str, bytes]) -> Iterator[Spec]:
+    """A layer with marks on a file or folder, over an image that also has /of-the-image/file."""
+    lower = Path(tempfile.mkdtemp(prefix="lower-", dir=SHARED_DATA))
+    lower.chmod(0o755)
+    (lower / "of-the-image").mkdir()
+    (lower / "of-the-image/file").write_text("of the image")
+    with make_spec() as spec:
+        place = Path(spec.rootfs.upper) / path
+        if "trusted.overlay.metacopy" in marks:
+            place.write_bytes(bytes(len("of the image")))
+        else:
+            place.mkdir()
+        os.chown(place, ID_BASE + 1000, ID_BASE + 1000)
+        for name, value in marks.items():
+            os.setxattr(place, name, value)
+        root = dataclasses.replace(spec.rootfs, lower=(str(lower), *spec.rootfs.lower))
+        yield dataclasses.replace(spec, rootfs=root)
+    shutil.rmtree(lower)
+
+
+@pytest.mark.parametrize(
+    ("act", "path", "marks", "options"),
+    [(REDIRECTED, "home/sandbox/marked", {"trusted.overlay.redirect": b"/of-the-image"},
+      {**FOLLOWS, "redirect_dir": "on", "metacopy": "off"}),
+     (COPIED, "home/sandbox/marked",
+      {"trusted.overlay.redirect": b"/of-the-image/file", "trusted.overlay.metacopy": b""},
+      {**FOLLOWS, "redirect_dir": "on", "metacopy": "on"}),
+     (HIDDEN, "of-the-image", {"user.overlay.opaque": b"y"}, {**FOLLOWS, "userxattr": None})],
+    ids=["redirect", "metacopy", "a user's mark"],
+)  # fmt: skip
+@pytest.mark.parametrize("followed", [False, True])
+def test_marks_in_a_layer_are_not_followed(
+    act: str, path: str, marks: dict[str, bytes], options: dict[str, str | None], *, followed: bool
+) -> None:
+    """Of root's kind, as a layer from elsewhere may have them, and of the kind that a user can set.
+
+    The control mounts the overlay so that it follows them.
+    """
+    patch = FOLLOWED.format(options=options) if followed else ""
+    with (
+        harness(patch=patch) as running,
+        marked_spec(path, marks) as spec,
+        running.container(spec) as attempt,
+    ):
+        status, output = attempt.run("python3", "-IS", "-c", READS.format(act=act))
+    assert status == 0, output
+    assert (output.strip() == "True") == followed
