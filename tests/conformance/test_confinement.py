@@ -103,3 +103,54 @@ def _at_rest(zygote_id: str) -> list[Path]:
             return []
         found.append(entry)
     return found if len(found) == 2 else []
+
+
+# Signals everybody it sees, then opens all that it may.
+STOPS = """
+import os, resource, signal, subprocess
+child = subprocess.Popen(["sleep", "600"])
+for pid in (-1, 1, os.getppid()):
+    for number in (signal.SIGSTOP, signal.SIGTSTP):
+        try:
+            os.kill(pid, number)
+        except PermissionError:
+            pass  # Landlock keeps signals among the kernel's own processes
+stopped = os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    answer = os.strerror(error.errno)
+for _ in range(64):  # the kernel has to answer
+    os.close(held.pop())
+print(stopped, answer)
+child.kill()
+"""
+
+
+def test_a_fork_can_neither_stop_nor_exhaust_its_zygote(
+    daemon: RunningDaemon, work: Path, request: pytest.FixtureRequest
+) -> None:
+    """The control is the kernel's own child, which stops, and its own descriptors, which end."""
+    if "warm" not in request.node.callspec.id:
+        return
+    await_zygote(daemon, "on_demand", spare=False)
+
+    def zygote() -> str:
+        found = daemon.client().zygotes().zygotes
+        (mine,) = [z.id for z in found if z.domain == "on_demand" and not z.retired]
+        return mine
+
+    parent = zygote()
+    processes = wait_until(lambda: _at_rest(parent), what="the zygote rests")
+    with session(work, config=profile_config("on_demand")) as kernel:
+        assert daemon.client().inspect(kernel.kernel_id).start_path == "warm"
+        assert kernel.run(STOPS).text == "True Too many open files"
+        assert wait_until(lambda: _at_rest(parent), what="the zygote rests") == processes
+        for entry in processes:
+            assert "State:\tT" not in (entry / "status").read_text()
+        with session(work, config=profile_config("on_demand")) as sibling:
+            assert daemon.client().inspect(sibling.kernel_id).start_path == "warm"
+            assert sibling.run("print(6 * 7)").text == "42"
+    assert zygote() == parent

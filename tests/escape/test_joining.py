@@ -7,17 +7,22 @@ import errno
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sandboxruntime.handover import HELLO, Payload, encode_payload
 from sandboxruntime.steps import Step
+from tests.benchmarks.containers import merged_rootfs
 from tests.escape.attacks.canaries import canary_directory
 from tests.escape.attacks.model import NO_FILTER
 from tests.escape.attacks.views import HANDED_ON, KEEP_OPEN, LEAK, PLANTED_FD
-from tests.harness import Attempt, Harness, harness, make_spec
-from tests.support import DEADLINE_S
+from tests.harness import Attempt, Harness, harness, host_image, make_spec
+from tests.integration.test_bundles import OURS, runtime
+from tests.support import DEADLINE_S, SHARED_DATA
 
 
 def payload(*argv: str, cwd: str = "/") -> bytes:
@@ -260,3 +265,33 @@ def test_a_process_that_enters_reads_no_file_of_the_image(imports: bool) -> None
     foreign = [path for path in opened if path not in own and not path.startswith("/proc/")]
     assert [os.path.basename(path).split(".")[0] for path in foreign] == ["colorsys"] * imports
     assert others[:1] == ["import colorsys"] * imports
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_bundle_cannot_start_in_a_directory_that_it_was_handed(
+    tmp_path: Path, guarded: bool
+) -> None:
+    """CVE-2024-21626 by the OCI command line, where a config may ask for descriptors."""
+    image = host_image()
+    rootfs = merged_rootfs(tuple(image.layer_dirs), SHARED_DATA / "bundles" / "joining")
+    code = "import os, sys; from sandboxruntime.bundles import command; "
+    code += "" if guarded else "os.getcwd = lambda: '/'; "  # the control
+    program = (sys.executable, "-c", code + "sys.exit(command.main())")
+    with (
+        canary_directory(None) as values,
+        runtime(OURS, tmp_path / "ours", rootfs) as made,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = os.open(Path(values["path"]).parent, os.O_RDONLY)
+        stack.callback(os.close, folder)
+        made.config["process"]["cwd"] = "/proc/self/fd/3"
+        made.program("cat", "file")
+        if guarded:
+            with pytest.raises(subprocess.CalledProcessError):
+                made.create("--preserve-fds", "1", third=folder, by=program)
+            assert "credentials" in made.output
+            return
+        made.create("--preserve-fds", "1", third=folder, by=program)
+        made("start", made.id)
+        made.stopped()
+        assert made.output == "canary"

@@ -18,7 +18,9 @@ import pytest
 
 from sandboxkernel.errors import SandboxError
 from sandboxkernel.models import Kernel, KernelCreate, KernelRestart, PythonEnvironment
-from tests.support import DEADLINE_S, RunningDaemon, wait_until
+from sandboxruntime import syscalls
+from sandboxruntime.syscalls import CloneFlag
+from tests.support import DEADLINE_S, RunningDaemon, connect_unix, wait_until
 
 ALICE, BOB = 61001, 61002
 SECRET = "alice's own result"
@@ -142,6 +144,64 @@ def test_lists_events_and_layers_show_only_ones_own(
     paths = [c.path for c in as_user(ALICE, lambda: client.layer_diff(lineage)).changes]
     assert "/home/sandbox/secret" in paths
     assert {k.id for k in client.kernels()} >= {alice.id, bob.id}, "root sees all"
+
+
+def in_a_user_namespace(function: Callable[[], Any], *, mapped: bool) -> Any:
+    """By bob, who is root in a user namespace of his own; unmapped, he is nobody there."""
+
+    def enter() -> Any:
+        uid, gid = os.getuid(), os.getgid()
+        syscalls.prctl(4, 1)  # PR_SET_DUMPABLE: or our own /proc files are root's
+        syscalls.unshare(CloneFlag.NEWUSER)
+        if mapped:
+            for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"),
+                               ("gid_map", f"0 {gid} 1")):  # fmt: skip
+                with open(f"/proc/self/{file}", "w", buffering=1) as stream:
+                    stream.write(text + "\n")
+        assert os.getuid() == (0 if mapped else 65534)
+        return function()
+
+    return as_user(BOB, enter)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_user_namespace_of_ones_own_makes_nobody_root(
+    daemon: RunningDaemon, kernels: tuple[Kernel, Kernel], mapped: bool
+) -> None:
+    alice, bob = kernels
+    client = daemon.client()
+    listed = in_a_user_namespace(lambda: [k.id for k in client.kernels()], mapped=mapped)
+    assert listed == [bob.id]
+    for name, attempt in api_attempts(daemon, alice).items():
+        outcome = in_a_user_namespace(attempt, mapped=mapped)
+        assert isinstance(outcome, Refused) and outcome.why == "kernel_not_found", (name, outcome)
+    outcome = in_a_user_namespace(lambda: client.layers("all"), mapped=mapped)
+    assert isinstance(outcome, Refused) and outcome.why == "not_permitted"
+    assert {k.id for k in client.kernels()} >= {alice.id, bob.id}, "root of the host sees all"
+
+
+def status_of(sock: socket.socket, target: str) -> int:
+    """The HTTP status that a request on an open connection gets."""
+    sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    with sock.makefile("rb") as reply:
+        return int(reply.readline().split()[1])
+
+
+def test_a_connection_that_is_handed_on_stays_its_makers(daemon: RunningDaemon) -> None:
+    """Root gains nothing for bob by speaking on his connection; the control is root's own."""
+    ours, theirs = socket.socketpair()
+
+    def connect_and_hand_on() -> None:
+        with connect_unix(daemon.socket_path) as connection:
+            socket.send_fds(theirs, [b"x"], [connection.fileno()])
+
+    with ours, theirs:
+        for uid, status in ((BOB, 403), (0, 200)):
+            assert as_user(uid, connect_and_hand_on) is None
+            _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+            with socket.socket(fileno=fd) as connection:
+                connection.settimeout(DEADLINE_S)
+                assert status_of(connection, "/v1/users/all/layers") == status
 
 
 def host_attempts(daemon: RunningDaemon, kernel: Kernel) -> dict[str, Callable[[], Any]]:

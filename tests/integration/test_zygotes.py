@@ -145,6 +145,41 @@ def test_a_zygote_out_of_memory_costs_a_cold_start(own: RunningDaemon, bare: Zyg
     pytest.fail("the zygote has survived its limit")
 
 
+def layout(pid: int) -> dict[str, str]:
+    """Where the loader, stack and heap of a process begin: what an address tells."""
+    found: dict[str, str] = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        words = line.split()
+        name = os.path.basename(words[5]) if len(words) > 5 else ""
+        if name.startswith(("ld-", "ld.", "[stack]", "[heap]", "libc.")):
+            found.setdefault(name, words[0].partition("-")[0])
+    assert len(found) >= 3, found
+    return found
+
+
+def test_the_layout_of_memory_is_a_zygotes_own(own: RunningDaemon, bare: Zygote) -> None:
+    """Its kernels have it, too (the control); daemon, launcher and the next zygote have others."""
+
+    def program(zygote: Zygote) -> int:
+        (pid,) = [p for p in processes(f"zygotes/{zygote.id}") if runs_python_of_the_image(p)]
+        return pid
+
+    first = layout(program(bare))
+    with sandbox(own, as_kernel=True, profile="bare") as kernel:
+        assert kernel.pid is not None and own.client().inspect(kernel.id).start_path == "warm"
+        assert layout(kernel.pid).items() & first.items() >= {("[stack]", first["[stack]"])}
+    os.kill(program(bare), signal.SIGKILL)
+
+    def successor() -> Zygote | None:
+        with sandbox(own, as_kernel=True, profile="bare"):
+            now = zygote_of(own, "bare")
+        return now if now is not None and now.id != bare.id else None
+
+    others = [program(wait_until(successor, what="another zygote")), own.process.pid, own.launcher]
+    for pid in others:
+        assert not layout(pid).items() & first.items()
+
+
 def test_a_class_starts_while_its_zygote_dies(own: RunningDaemon, bare: Zygote) -> None:
     def start(number: int) -> str:
         if number == 4:
