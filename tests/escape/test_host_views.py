@@ -148,3 +148,48 @@ def test_no_socket_of_the_hosts_is_found(confined: Harness, listener: Path) -> N
         files, names = search(exposed)
     assert files == "[]"
     assert f"'@{listener}'" in names and f"'{listener}'" in names
+
+
+MAKES = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+for folder in ("/dev/shm", "/dev/mqueue", "/tmp", "/var/tmp"):
+    os.makedirs(folder, exist_ok=True)
+    os.close(os.open(folder + "/canary", os.O_CREAT | os.O_RDWR, 0o666))
+assert libc.shmget(KEY, 4096, 0o1666) >= 0
+assert libc.semget(KEY, 1, 0o1666) >= 0
+assert libc.msgget(KEY, 0o1666) >= 0
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0canary")
+listener.listen()
+port = socket.create_server(("127.0.0.1", 7654))
+"""
+LOOKS = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def connects(family, address):
+    with socket.socket(family) as client:
+        return client.connect_ex(address) == 0
+found = [folder for folder in ("/dev/shm", "/dev/mqueue", "/tmp") if os.path.exists(folder + "/canary")]
+found += [name for name, id in (("shm", libc.shmget(KEY, 0, 0)), ("sem", libc.semget(KEY, 0, 0)),
+                                ("msg", libc.msgget(KEY, 0))) if id >= 0]
+found += [name for name, family, address in (("abstract", socket.AF_UNIX, "\\0canary"),
+                                             ("port", socket.AF_INET, ("127.0.0.1", 7654)))
+          if connects(family, address)]
+print(found, flush=True)
+"""
+WAITS = "import signal; signal.pause()\n"
+
+
+def test_what_one_sandbox_makes_another_of_its_user_does_not_find(confined: Harness) -> None:
+    """Names of memory, queues, files, sockets and ports. The control is the one that made them."""
+    key = "KEY = 0x5afe01\n"
+    with (
+        make_spec() as one, confined.container(one) as maker,
+        make_spec() as two, confined.container(two) as other,
+    ):  # fmt: skip
+        maker.start("python3", "-Ic", key + MAKES + LOOKS + WAITS)
+        everything = ["/dev/shm", "/dev/mqueue", "/tmp", "shm", "sem", "msg", "abstract", "port"]
+        assert maker.read_line() == str(everything)
+        _, output = other.run("python3", "-Ic", key + LOOKS)
+    assert output.strip() == "[]"

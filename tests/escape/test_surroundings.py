@@ -15,7 +15,7 @@ import pytest
 
 from sandboxkernel.errors import KernelStartFailed, WorkFolderError
 from sandboxruntime.errors import VerifyError
-from sandboxruntime.spec import Credentials
+from sandboxruntime.spec import MASKED_PATHS, Credentials
 from sandboxruntime.steps import Step
 from tests.harness import ID_BASE, Harness, harness, make_spec
 
@@ -55,10 +55,12 @@ def test_masked_files_are_empty_and_are_not_without_the_mask(confined: Harness) 
     assert control["/proc/sysvipc"] > 0
 
 
-SYSCTL = """
+WRITABLE = """
 import os
 found = []
-for folder, _, files in os.walk('/proc/sys'):
+for folder, names, files in os.walk(%r):
+    # A process's own files are its own affair: what it may change there is of itself.
+    names[:] = [n for n in names if not n.isdigit() and n not in ('self', 'thread-self')]
     for name in files:
         try:
             os.close(os.open(folder + '/' + name, os.O_WRONLY))
@@ -67,10 +69,22 @@ for folder, _, files in os.walk('/proc/sys'):
         found.append(folder + '/' + name)
 print(len(found))
 """
+SYSCTL = WRITABLE % "/proc/sys"
+PROC = WRITABLE % "/proc"
+NULLS = "import os; print(sum(os.path.exists(p) and os.stat(p).st_rdev == os.makedev(1, 3) for p in {paths!r}))"
 
 
 def test_no_sysctl_can_be_opened_for_writing(confined: Harness) -> None:
     assert python(confined, SYSCTL) == "0"
+
+
+def test_nothing_in_proc_but_masks_and_oneself_can_be_opened_for_writing(confined: Harness) -> None:
+    """A mask is the null device. The control has neither masks nor read-only paths."""
+    masks = python(confined, NULLS.format(paths=MASKED_PATHS))
+    assert int(masks) > 0
+    assert python(confined, PROC) == masks
+    control = python(confined, PROC, masked_paths=(), read_only_paths=())
+    assert int(control) > 0
 
 
 def test_sysctls_of_the_own_namespaces_could_be_written_without_the_read_only_paths() -> None:

@@ -25,6 +25,11 @@ def pivot_to(root_fd):
     os.chdir("/")
 init.pivot_to = pivot_to
 """
+SETGROUPS_ALLOWED = """
+from sandboxruntime import namespaces
+write = namespaces.write_kernel_file
+namespaces.write_kernel_file = lambda path, text: None if path.endswith("/setgroups") else write(path, text)
+"""
 NAMESPACES = {
     "mount": 0x00020000, "cgroup": 0x02000000, "UTS": 0x04000000, "IPC": 0x08000000,
     "PID": 0x20000000, "network": 0x40000000, "time": 0x00000080,
@@ -102,6 +107,10 @@ call("capset", header, struct.pack("6I", 1 << 21, 1 << 21, 0, 0, 0, 0))
     attack("E2", "setuid to inside root", "os.setresuid(0, 0, 0)", alone=NO_CAPABILITY),
     attack("E2", "setgid to inside root", "os.setresgid(0, 0, 0)", alone=NO_CAPABILITY),
     attack("E2", "give a file away", 'open("/tmp/g", "w").close(); os.chown("/tmp/g", 0, 0)', alone=NO_CAPABILITY),
+    attack("E3", "shed a group that excludes", "os.setgroups([])",
+           control=Control("setgroups denied, capabilities dropped, the filter", PRIVILEGED.steps, True,
+                           SETGROUPS_ALLOWED),
+           alone=(PRIVILEGED, Control("setgroups denied", patch=SETGROUPS_ALLOWED))),
     attack("E8", "set the host name", 'socket.sethostname("pwned")'),
     attack("E8", "set the domain name", 'call("setdomainname", b"pwned", 5)'),
     attack("G7", "bring an interface down", """
@@ -118,6 +127,10 @@ fcntl.ioctl(s, 0x8916, struct.pack("16sHH4s8x", b"lo", 2, 0, bytes([127, 1, 2, 3
            alone=NO_CAPABILITY),
     attack("B1", "write to the image's programs", 'os.open("/usr/bin/pwned", os.O_CREAT | os.O_WRONLY)', "EACCES",
            alone=NO_CAPABILITY),
+    attack("H4", "give a program capabilities", """
+open("/home/sandbox/capable", "w").close()
+os.setxattr("/home/sandbox/capable", "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
+""", alone=NO_CAPABILITY),
     attack("H5", "link a file of the image into the layer", 'os.link("/usr/bin/env", "/home/sandbox/env")',
            "EPERM", "EACCES", "EXDEV", alone=NO_CAPABILITY),
     attack("H5", "exchange a file of the image for one of the layer", """

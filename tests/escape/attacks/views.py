@@ -135,6 +135,22 @@ if os.getcwd().startswith("/") and os.path.samestat(os.stat("/"), os.stat("/..")
 """, ("ENOENT",), control=None, uncontrolled="runs in every sandbox: a working directory outside is no path"),
     Attack("B7", "find a file of the host's", "os.stat(path)", ("ENOENT",),
            control=None, uncontrolled="the host's root is no layer: nothing can be left out", arrange=canary_directory),
+    Attack("A1", "run as a program that is not the image's", """
+if os.path.samestat(os.stat("/proc/self/exe"), os.stat(os.path.realpath(sys.executable))):
+    raise OSError(errno.ENOENT, "")
+""", ("ENOENT",), control=None, uncontrolled="what is executed is found below the root: there is no other program"),
+    Attack("B8", "climb by the links of /proc", """
+climb = "/.." * 40
+for way in ("self/root", "self/cwd", "thread-self/root", "1/root", "1/cwd"):
+    if os.path.exists("/proc/" + way + climb + path):
+        return True
+raise OSError(errno.ENOENT, "")
+""", ("ENOENT",), control=None, uncontrolled="the same", arrange=canary_directory),
+    Attack("E2", "write another map of ids", """
+os.write(os.open("/proc/self/uid_map", os.O_WRONLY), b"0 0 4294967295")
+""", control=None, uncontrolled="Linux takes a map once, and it is written before anything runs inside"),
+    Attack("C4", "make a device node", "os.mknod('/tmp/made', 0o020666, os.makedev(1, 3))", ("EPERM", "EACCES"),
+           control=None, uncontrolled="needs a capability of the host's user namespace"),
     Attack("C1", "read the host's interrupts", 'return open("/proc/interrupts", "rb").read(1) != b"" or "refused nothing"',
            ("nothing",), control=Control("the masks", spec=(("masked_paths", ()),))),
     Attack("C1", "list System V objects by /proc", 'return bool(os.listdir("/proc/sysvipc"))', ("nothing",),
