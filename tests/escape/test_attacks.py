@@ -67,7 +67,7 @@ def test_without_its_defence_the_attack_succeeds(launch: Launch, attack: Attack)
 @pytest.mark.parametrize(
     ("attack", "lacking"),
     [(attack, control) for attack in ALL for control in attack.alone],
-    ids=lambda value: value.name,
+    ids=lambda value: value.missing if isinstance(value, Control) else value.name,
 )
 def test_what_is_left_of_its_defences_stops_it_alone(
     launch: Launch, attack: Attack, lacking: Control

@@ -176,6 +176,8 @@ def test_the_layout_of_memory_is_a_zygotes_own(own: RunningDaemon, bare: Zygote)
         return now if now is not None and now.id != bare.id else None
 
     others = [program(wait_until(successor, what="another zygote")), own.process.pid, own.launcher]
+    for pid in others[1:]:  # nor is its program theirs
+        assert not os.path.samefile(f"/proc/{others[0]}/exe", f"/proc/{pid}/exe")
     for pid in others:
         assert not layout(pid).items() & first.items()
 

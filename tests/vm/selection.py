@@ -232,6 +232,10 @@ LEFT_OUT = {
         "the two others decide; minutes here"
     ),
     "tests/escape/test_attacks.py::"
+    "test_without_its_defence_the_attack_succeeds[mount a hierarchy of cgroup v1]": (
+        "there is none that a control could mount"
+    ),
+    "tests/escape/test_attacks.py::"
     "test_without_its_defence_the_attack_succeeds[mount the cgroup hierarchy]": (
         "a control that the machine's older Linux refuses, too: to a mount of cgroup2 it applies "
         "the mode of the launcher's directories, 0700"

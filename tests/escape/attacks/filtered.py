@@ -80,8 +80,7 @@ with open("/usr/bin/env", "rb") as file:
 with open("/tmp/mine", "w+b") as file:
     call("cachestat", file.fileno(), struct.pack("QQ", 0, 4096), ctypes.create_string_buffer(40), 0)
 """, newer_than=(6, 5)),
-    Attack(F1, "memory that nobody else can look at", 'call("memfd_secret", 0)', ("ENOSYS",),
-           bites=("ESCAPED", "refused ENOSYS")),
+    Attack(F1, "memory that nobody else can look at", 'call("memfd_secret", 0)', ("ENOSYS",), newer_than=(6, 5)),
     Attack(F1, "set the policy of memory nodes", 'call("set_mempolicy", 0, 0, 0)'),
     Attack(F1, "move pages between nodes", 'call("move_pages", 0, 0, 0, 0, 0, 0)'),
     Attack(F1, "read segment descriptors", 'call("modify_ldt", 0, ctypes.create_string_buffer(16), 16)'),

@@ -52,22 +52,35 @@ Arrange = Callable[[Path | None], AbstractContextManager[Mapping[str, Any]]]
 class Control:
     """A container without a defence. Hashable: one launcher makes the containers of equal ones.
 
-    `steps` of its set-up do nothing; `keep_capabilities` leaves all of them, in its own user
-    namespace; `patch` is Python that changes the launcher; `spec` replaces members of the spec.
+    `name` is what `patch`, Python that changes the launcher, and `spec`, which replaces members of
+    the spec, take away. `steps` of its set-up do nothing; `keep_capabilities` leaves all of them, in
+    its own user namespace.
     """
 
-    name: str
+    name: str = ""
     steps: tuple[Step, ...] = ()
     keep_capabilities: bool = False
     patch: str = ""
     spec: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def missing(self) -> str:
+        """All that it lacks, in words."""
+        words = {**STEPS, Step.CAPABILITIES: CAPABILITIES[self.keep_capabilities]}
+        return ", ".join([self.name] * bool(self.name) + [words[step] for step in self.steps])
 
+
+STEPS = {
+    Step.SECCOMP: "the filter",
+    Step.LANDLOCK: "Landlock",
+    Step.NO_NEW_PRIVS: "no_new_privs",
+    Step.CGROUP_NAMESPACE: "the cgroup namespace",
+}
+CAPABILITIES = {True: "capabilities dropped and locked", False: "capabilities cleared"}
 # The filter needs no_new_privs and nothing else; Landlock refuses some of the same calls.
-NO_FILTER = Control("the system call filter", steps=(Step.SECCOMP, Step.LANDLOCK))
+NO_FILTER = Control(steps=(Step.SECCOMP, Step.LANDLOCK))
 # What needs privilege has none without these; the filter would refuse it before Linux asks.
 PRIVILEGED = Control(
-    "capabilities dropped, the filter",
     steps=(Step.CAPABILITIES, Step.SECCOMP, Step.LANDLOCK, Step.NO_NEW_PRIVS),
     keep_capabilities=True,
 )

@@ -72,9 +72,7 @@ SAME_KEYRING = "init.join_keyring = lambda: None\n"
 PTYS = "import sandboxruntime.mounts; sandboxruntime.mounts.PTYS_MAX = 256\n"
 PID_1 = Control("pid 1 is not dumpable", patch=DUMPABLE)
 NETWORK = Control("the network namespace", patch=HOST_NETWORK)
-NETWORK_AND_SCOPE = Control(
-    "the network namespace, Landlock", steps=(Step.LANDLOCK,), patch=HOST_NETWORK
-)
+NETWORK_AND_SCOPE = Control("the network namespace", steps=(Step.LANDLOCK,), patch=HOST_NETWORK)
 
 
 def looks_at_pid_1(what: str, body: str) -> Attack:
@@ -83,8 +81,8 @@ def looks_at_pid_1(what: str, body: str) -> Attack:
 
 NODEV = Control("nodev", patch=MOUNT_FLAGS.format(flag="NODEV"))
 NOSUID = Control("nosuid", patch=MOUNT_FLAGS.format(flag="NOSUID"))
-NO_NEW_PRIVS = Control("no_new_privs", steps=(Step.NO_NEW_PRIVS, Step.SECCOMP, Step.LANDLOCK))
-SET_USER_ID = Control("nosuid, no_new_privs, the bounding set", (*NO_NEW_PRIVS.steps, Step.CAPABILITIES),
+NO_NEW_PRIVS = Control(steps=(Step.NO_NEW_PRIVS, Step.SECCOMP, Step.LANDLOCK))
+SET_USER_ID = Control("nosuid", (*NO_NEW_PRIVS.steps, Step.CAPABILITIES),
                       patch=NOSUID.patch)  # fmt: skip
 # As the set-user-id bit, but for what an exec takes from the bounding set.
 BOUNDING = Control(
@@ -95,7 +93,7 @@ from sandboxruntime import capabilities
 capabilities.drop_bounding = lambda: None
 """,
 )
-FILE_CAPABILITY = Control("nosuid, no_new_privs, the bounding set", SET_USER_ID.steps,
+FILE_CAPABILITY = Control("nosuid, the bounding set", SET_USER_ID.steps,
                           patch=NOSUID.patch + BOUNDING.patch)  # fmt: skip
 OPEN_NODE = 'os.open("/home/sandbox/node", os.O_RDONLY | os.O_NONBLOCK)'
 
@@ -173,7 +171,7 @@ while len(held) < 128:
     Attack("D2", "see its place in the cgroup tree", """
 if all(line.rstrip().endswith(":/") for line in open("/proc/self/cgroup")):
     raise OSError(errno.ENOENT, "")
-""", ("ENOENT",), control=Control("the cgroup namespace", steps=(Step.CGROUP_NAMESPACE,))),
+""", ("ENOENT",), control=Control(steps=(Step.CGROUP_NAMESPACE,))),
     Attack("D2", "find a cgroup file", """
 found = [line.split()[4] for line in open("/proc/self/mountinfo") if " - cgroup" in line]
 if not found:
@@ -192,13 +190,13 @@ if "CapPrm:\t0000000000002000" not in done.stdout:
 """, control=FILE_CAPABILITY, alone=(NOSUID, NO_NEW_PRIVS, BOUNDING),
            arrange=program_with_capability, needs_layer=True),
     Attack("E5", "find a key of the launcher's", 'call("keyctl", 10, -3, b"user", b"canary", 0)',
-           control=Control("the session keyring, the filter", NO_FILTER.steps, patch=SAME_KEYRING),
+           control=Control("the session keyring", NO_FILTER.steps, patch=SAME_KEYRING),
            alone=(Control("the session keyring", patch=SAME_KEYRING), NO_FILTER), plant=KEY),
     Attack("G1", "connect to an abstract socket of the host's", "socket.socket(socket.AF_UNIX).connect(name)",
            ("ECONNREFUSED", "EPERM"), control=NETWORK_AND_SCOPE, alone=(), arrange=abstract_socket),
     Attack("G1", "connect to an abstract socket of the host's from its network",
            "socket.socket(socket.AF_UNIX).connect(name)", ("EPERM",),
-           control=Control("Landlock", steps=(Step.LANDLOCK,)), plant=HOST_NETWORK, arrange=abstract_socket,
+           control=Control(steps=(Step.LANDLOCK,)), plant=HOST_NETWORK, arrange=abstract_socket,
            newer_than=(6, 12)),
     Attack("G7", "connect to a port of the host's loopback", 'socket.create_connection(("127.0.0.1", port))',
            ("ECONNREFUSED",), control=NETWORK, arrange=loopback_port),
