@@ -90,18 +90,24 @@ def diff_layer(
 
 
 def show_path(path: str) -> str:
-    """A path as one printable line; a backslash starts an escape, as in repr()."""
+    """A path as one printable line; a backslash starts an escape, as in repr().
+
+    Of no two paths the same. What is not printable includes characters that turn the direction of
+    a line, or take no room in it: a name must not be shown as another.
+    """
     shown = []
     for character in os.fsencode(path).decode("utf-8", "surrogateescape"):
         code = ord(character)
         if character == "\\":
             shown.append("\\\\")
-        elif 0xDC80 <= code <= 0xDCFF:
+        elif 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
             shown.append(f"\\x{code - 0xDC00:02x}")
-        elif code < 0x20 or 0x7F <= code < 0xA0 or code in (0x2028, 0x2029):
-            shown.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
-        else:
+        elif character.isprintable():
             shown.append(character)
+        elif code < 0x80:
+            shown.append(f"\\x{code:02x}")
+        else:
+            shown.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
     return "".join(shown)
 
 

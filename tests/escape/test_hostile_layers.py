@@ -161,7 +161,7 @@ def test_a_hostile_layer_is_told_and_removed_and_leads_nowhere(
     paths = {change.path: change for change in diff.changes}
     assert {change.change for change in diff.changes} == {"A"}  # no mark of the user's is one
     assert paths[f"/{HOME}/folder/sparse"].size_bytes == 1 << 40
-    assert f"/{HOME}/odd/\\x0a" in paths and f"/{HOME}/odd/\\xff\\xfe" in paths
+    assert {f"/{HOME}/odd/{name}" for name in ("\\x0a", "\\xff\\xfe", "\\u202e")} <= paths.keys()
     assert sum(path.startswith(f"/{HOME}/wide/") for path in paths) == 22_000
     client.reset_layer(layer.lineage)
     assert not upper.exists()

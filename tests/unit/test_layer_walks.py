@@ -111,6 +111,11 @@ def test_the_size_of_links_is_told_also_of_more_than_are_remembered(
         ("\udcff", "\\xff"),
         ("\\", "\\\\"),
         ("\u2028", "\\u2028"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),  # turns what follows around
+        ("a\u200bb", "a\\u200bb"),
+        ("\udcad", "\\xad"),
+        ("\xad", "\\u00ad"),
+        ("\U000e0041", "\\U000e0041"),
         ("ä", "ä"),
     ],
 )
