@@ -17,6 +17,8 @@ from sandboxkernel.errors import KernelStartFailed, WorkFolderError
 from sandboxruntime.errors import VerifyError
 from sandboxruntime.spec import MASKED_PATHS, Credentials
 from sandboxruntime.steps import Step
+from tests.escape.attacks.canaries import file_capability
+from tests.escape.attacks.views import FILE_CAPABILITY
 from tests.harness import ID_BASE, Harness, harness, make_spec
 
 WORK = Path("/srv/sandboxkernel-tests/escape")
@@ -145,6 +147,27 @@ def test_a_set_user_id_program_in_the_layer_gains_nothing(confined: Harness) -> 
         with confined.container(spec) as attempt:
             _, output = attempt.run("/home/sandbox/id", "-u")
         assert output.strip() == "1000"
+
+
+@pytest.mark.parametrize("root_uid", [None, 0, ID_BASE, ID_BASE + 1000])
+@pytest.mark.parametrize("owner", [Credentials(0, 0), Credentials(12345, 12345)])
+def test_a_programs_capabilities_in_the_work_folder_are_passed_over(
+    work: Path, owner: Credentials, root_uid: int | None
+) -> None:
+    """Without the three defences, too, with which the same program in the layer gains them: see
+    the attack "gain a capability by a program's file capabilities", of which this has the control."""
+    program = work / "cat"
+    program.write_bytes(Path("/usr/bin/cat").read_bytes())
+    program.chmod(0o755)
+    os.setxattr(program, "security.capability", file_capability(root_uid))
+    lacking = FILE_CAPABILITY
+    with (
+        harness(lacking.steps, patch=lacking.patch) as running,
+        make_spec(work=work, owner=owner) as spec,
+        running.container(spec) as attempt,
+    ):
+        _, output = attempt.run(str(program), "/proc/self/status")
+    assert "CapPrm:\t0000000000000000" in output
 
 
 def test_nothing_of_the_host_is_in_the_mount_table(confined: Harness) -> None:

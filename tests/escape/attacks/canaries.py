@@ -101,7 +101,12 @@ def program_with_capability(layer: Path | None) -> Iterator[Mapping[str, Any]]:
     yield {}
 
 
-def file_capability(root_uid: int) -> bytes:
-    """struct vfs_ns_cap_data: CAP_NET_RAW, permitted and effective (linux/capability.h)."""
-    revision_3, effective, net_raw = 0x03000000, 1, 1 << 13
+def file_capability(root_uid: int | None) -> bytes:
+    """CAP_NET_RAW, permitted and effective, as linux/capability.h has it: struct vfs_ns_cap_data.
+
+    Given by the root of the user namespace whose root is `root_uid`; by the host's with None.
+    """
+    revision_2, revision_3, effective, net_raw = 0x02000000, 0x03000000, 1, 1 << 13
+    if root_uid is None:
+        return struct.pack("<5I", revision_2 | effective, net_raw, 0, 0, 0)
     return struct.pack("<6I", revision_3 | effective, net_raw, 0, 0, 0, root_uid)

@@ -163,7 +163,8 @@ SECTIONS = (
               "`test_every_set_is_empty_after_drop_all_even_after_exec_as_uid_0`"),
         Claim("None by a set-user-id program", ("gain an id by a set-user-id program",),
               "`test_a_set_user_id_program_in_the_layer_gains_nothing`"),
-        Claim("None by the capabilities of a file", ("gain a capability by a program's file capabilities",)),
+        Claim("None by the capabilities of a file", ("gain a capability by a program's file capabilities",),
+              "`test_a_programs_capabilities_in_the_work_folder_are_passed_over`"),
     )),
     Section("E2", "Ids and namespaces of others", (
         Claim("Each namespace is its own", shown="`test_a_launcher_that_leaves_it_out_is_found_out`,"
