@@ -131,7 +131,7 @@ fuzz: $(TEST_STAMP) ## Made-up requests of every operation of the API, with figu
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.hostile.fuzz
 
 fuzz-guided: $(TEST_STAMP) ## Made-up bytes for every reader of others' bytes, guided by coverage; SECONDS_IN_ALL=600
-	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600)
+	PYTHONPATH=.:runtime $(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS_IN_ALL),600) --json docs/benchmarks/fuzz.json --page docs/security.md
 
 faults: $(TEST_STAMP) ## Every privileged operation of the launcher, of zygotes and forks fails, with every errno; 20 minutes
 	PYTHONPATH=.:runtime $(BIN)/python -m tests.faults --json docs/benchmarks/faults.json --page docs/security.md

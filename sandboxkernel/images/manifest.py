@@ -6,10 +6,10 @@ are ignored when a document is read.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from sandboxkernel.errors import ImageError
 
@@ -35,6 +35,8 @@ MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
+# Beyond, sums of sizes would be numbers that no answer of the API can hold (RFC 8259, section 6).
+_SIZE_MAX = (1 << 53) - 1
 
 
 class Descriptor(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,7 +44,7 @@ class Descriptor(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     media_type: str = field(name="mediaType")
     digest: str
-    size: int
+    size: Annotated[int, Meta(ge=0, le=_SIZE_MAX)]
     annotations: dict[str, str] = {}
 
 
@@ -103,14 +105,25 @@ class ImageConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _Document = TypeVar("_Document", Index, Manifest, ImageConfig)
+_MEDIA_TYPES: dict[type[Struct], str] = {
+    Index: INDEX_MEDIA_TYPE,
+    Manifest: MANIFEST_MEDIA_TYPE,
+    ImageConfig: "",
+}
 
 
 def decode_document(content: bytes, document_type: type[_Document], name: str) -> _Document:
     """Parse a document; `name` says which in the error. Raises ImageError."""
     try:
-        return msgspec.json.decode(content, type=document_type)
+        # As text: what msgspec passes over, it does not look at for bytes that are no UTF-8.
+        found = msgspec.json.decode(content.decode(), type=document_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ImageError(f"cannot read {name}: {exc}") from exc
+    # One blob must not be an index to one reader and a manifest to another (CVE-2021-41190).
+    said = getattr(found, "media_type", "")
+    if said not in ("", _MEDIA_TYPES[document_type]):
+        raise ImageError(f"cannot read {name}: it says that it is {said[:80]!r}")
+    return found
 
 
 def encode_document(document: Index | Manifest | ImageConfig) -> bytes:

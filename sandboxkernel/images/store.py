@@ -400,9 +400,12 @@ def _time(text: str | None, digest: str) -> datetime:
     if not text:
         return _EPOCH
     try:
-        return datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
     except ValueError as exc:
         raise ImageError(f"image {digest} was stored at {text[:80]!r}, which is no time") from exc
+    if found.tzinfo is None:
+        raise ImageError(f"image {digest} was stored at {text[:80]!r}, a time without a zone")
+    return found
 
 
 def _names(directory: Path) -> list[str]:

@@ -6,13 +6,15 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["sandboxkernel", "sandboxruntime"]):
-    from tests.fuzz import product, runtime
+with atheris.instrument_imports(
+    include=["sandboxkernel", "sandboxruntime", "tests.fuzz.documents"]
+):
+    from tests.fuzz import outside, product, runtime
 
 
 def main() -> None:
     name = sys.argv.pop(1)
-    targets = {f.__name__: f for f in (*runtime.TARGETS, *product.TARGETS)}
+    targets = {f.__name__: f for f in (*runtime.TARGETS, *outside.TARGETS, *product.TARGETS)}
     target = targets[name]
     atheris.Setup(sys.argv, target, enable_python_coverage=True)
     atheris.Fuzz()

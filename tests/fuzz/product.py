@@ -13,13 +13,22 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
+
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.connection_file import read_connection_file
 from sandboxkernel.daemon.zygote import read_ready
 from sandboxkernel.errors import SandboxError
+from sandboxkernel.images.digest import Digest
 from sandboxkernel.images.elf import read_elf
 from sandboxkernel.images.layerdiff import show_path
-from sandboxkernel.images.manifest import ImageConfig, Index, Manifest, decode_document
+from sandboxkernel.images.manifest import (
+    REF_NAME_ANNOTATION,
+    Index,
+    decode_document,
+    encode_document,
+)
+from sandboxkernel.images.references import find_descriptor, ref_of
 from sandboxkernel.images.store import ImageStore
 from sandboxkernel.kernel_command import parse_command
 from sandboxkernel.limits import clamp, parse_grants, parse_profiles
@@ -27,6 +36,7 @@ from sandboxkernel.limits.profiles import parse_limits
 from sandboxkernel.models import KernelCreate
 from sandboxkernel.units import parse_cpus, parse_size
 from sandboxkernel.unixhttp import error_from_response
+from tests.fuzz import documents
 from tests.fuzz.runtime import as_json, read_json
 
 AREA = Path(tempfile.mkdtemp(prefix="sandboxkernel-fuzz-"))
@@ -60,12 +70,37 @@ def connection_file(data: bytes) -> None:
 
 
 def image_documents(data: bytes) -> None:
-    """Index, manifest and configuration of an image."""
-    for kind in (Index, Manifest, ImageConfig):
+    """Index, manifest and configuration of an image: refused, or as a second reader has them."""
+    try:
+        raw = documents.read(data)
+    except (ValueError, RecursionError):
+        raw = documents.UNREADABLE
+    for kind, problem in documents.KINDS.items():
+        said = problem(raw)
         try:
-            decode_document(data, kind, "a document")
+            found = decode_document(data, kind, "a document")
         except SandboxError:
             continue
+        assert said is None, (kind, said)
+        assert msgspec.convert(raw, kind) == found
+        assert decode_document(encode_document(found), kind, "a document") == found
+        if isinstance(found, Index):
+            _names_one(found)
+
+
+def _names_one(index: Index) -> None:
+    """Every entry of an index is found by its name, or is told to be none."""
+    for entry in index.manifests:
+        assert 0 <= entry.size < 1 << 53
+        try:
+            found = find_descriptor(index.manifests, ref_of(entry))
+        except SandboxError:
+            continue  # a name that no image may have, or one that two digests begin with
+        assert ref_of(entry) in (
+            ref_of(found),
+            found.digest,
+            found.digest[7:][: len(ref_of(entry))],
+        )
 
 
 def image_store(data: bytes) -> None:
@@ -90,7 +125,11 @@ def image_store(data: bytes) -> None:
     try:
         for image in ImageStore(AREA / "store").list():
             assert all(AREA / "store" / "unpacked" in tree.parents for tree in image.layer_dirs)
-            assert isinstance(image.environment, dict)
+            assert image.created_at.tzinfo is not None
+            assert 0 <= image.size_bytes < 1 << 60
+            assert all(str(Digest.parse(str(layer))) == str(layer) for layer in image.layers)
+            assert not any("=" in name for name in image.environment)
+            assert all(isinstance(text, str) for pair in image.labels.items() for text in pair)
     except SandboxError:
         pass
     finally:
@@ -208,7 +247,8 @@ def command(data: bytes) -> None:
 
 TARGETS = {
     connection_file: [as_json(CONNECTION)],
-    image_documents: [as_json(IMAGE), as_json({"schemaVersion": 2, "manifests": [DESCRIPTOR]}),
+    image_documents: [as_json(IMAGE), as_json({"schemaVersion": 2, "manifests": [
+                          {**DESCRIPTOR, "annotations": {REF_NAME_ANNOTATION: "host"}}]}),
                       as_json({"schemaVersion": 2, "config": DESCRIPTOR, "layers": [DESCRIPTOR]})],
     image_store: [as_json(IMAGE) + b"\0" + json.dumps(
         {"org.opencontainers.image.ref.name": "host",
