@@ -16,7 +16,17 @@ import pytest
 from sandboxkernel.models import ExitInfo, IoLimit, Kernel, Limits
 from sandboxruntime.cgroup import read_layout
 from tests.benchmarks.client import RawClient
-from tests.support import DEADLINE_S, SLOWDOWN, RunningDaemon, python_inside, sandbox, wait_until
+from tests.neighbour.__main__ import CONFIG, again_and_again
+from tests.neighbour.bombs import AGAIN
+from tests.support import (
+    DEADLINE_S,
+    SLOWDOWN,
+    RunningDaemon,
+    python_inside,
+    running_daemon,
+    sandbox,
+    wait_until,
+)
 
 LAYOUT = read_layout()
 MIB = 1 << 20
@@ -88,6 +98,16 @@ def test_a_subprocess_over_the_limit_ends_the_whole_sandbox(daemon: RunningDaemo
     parent = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(600)"
     with sandbox(daemon, "python3", "-c", parent, profile="small") as kernel:
         assert wait_for_end(daemon, kernel).reason == "oom_killed"
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_bomb_is_ended_at_its_cap_again_and_again(name: str) -> None:
+    """Those of tests/neighbour: what they are over is their memory, or what there is of swap, too."""
+    with running_daemon(CONFIG) as running, again_and_again(running, name) as ends:
+        wait_until(lambda: len(ends) >= 3, what="three ends", timeout_s=2 * DEADLINE_S)
+    assert {end.reason for end in ends} == {"oom_killed"}
+    # Linux ends it at the first page that does not fit: another 8 MiB were asked for by then.
+    assert all(504 * MIB <= (end.memory_peak_bytes or 0) <= 512 * MIB for end in ends)
 
 
 def test_a_kill_signal_is_not_taken_for_out_of_memory(daemon: RunningDaemon) -> None:

@@ -12,16 +12,18 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandboxkernel.models import KernelCreate
+from sandboxkernel.models import ExitInfo, KernelCreate
 from tests.conformance.session import Session, session
-from tests.neighbour.bombs import BOMBS
+from tests.neighbour.bombs import AGAIN, BOMBS, SWAPPING
 from tests.support import (
     RunningDaemon,
     host_state,
@@ -35,7 +37,11 @@ from tests.support import (
 PROCESSORS = os.cpu_count() or 1
 # Victim and bomb have half of the host's processors each.
 LIMITS = {"memory": "512M", "cpus": PROCESSORS / 2, "pids": 128}
-PROFILES = {"default": {"limits": LIMITS}, "bomb": {"limits": LIMITS, "ephemeral": True}}
+PROFILES = {
+    "default": {"limits": LIMITS},
+    "bomb": {"limits": LIMITS, "ephemeral": True},
+    "swapping-bomb": {"limits": {**LIMITS, "swap": "256M"}, "ephemeral": True},
+}
 CONFIG = f"c.SandboxKernelDaemon.profiles = {PROFILES}\n"
 WRITES = """
 import os, time
@@ -49,6 +55,11 @@ def timed(sync):
 print([timed(False) for _ in range({count})], [timed(True) for _ in range({count} // 4)])
 """
 BOMB_STARTS_S = 1.0
+BEGIN, END = "<!-- make neighbour -->\n", "<!-- end of make neighbour -->\n"
+HEAD = """\
+| bomb | cell | write | synced write | daemon | ends as |
+|---|---|---|---|---|---|
+"""
 KINDS = ("cell", "write", "synced write", "daemon")
 
 
@@ -69,6 +80,7 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=200, help="round trips a phase (200)")
     parser.add_argument("--only", choices=BOMBS, action="append")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table of the record into a page")
     options = parser.parse_args()
     work = Path("/srv/sandboxkernel-neighbour")
     work.mkdir(exist_ok=True)
@@ -87,9 +99,32 @@ def main() -> int:
     remove_cgroups()
     work.rmdir()
     if options.json:
-        document = {"linux": platform.release(), "processors": PROCESSORS, "bombs": rows}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        keep(options.json, rows)
+    if options.json and options.page:
+        record = json.loads(options.json.read_text())
+        options.page.write_text(put_into(options.page.read_text(), record))
     return 1 if any(row["left"] for row in rows.values()) else 0
+
+
+def keep(path: Path, rows: dict[str, Any]) -> None:
+    """Write the record. Bombs that were not asked for keep what the same machine had measured."""
+    machine = {"linux": platform.release(), "processors": PROCESSORS}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if any(known.get(key) != value for key, value in machine.items()):
+        known = {}
+    bombs = {**known.get("bombs", {}), **rows}
+    document = {
+        **machine,
+        "swap MiB": _swap_mib(),
+        "bombs": {name: bombs[name] for name in BOMBS if name in bombs},
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _swap_mib() -> int:
+    """What the host has (proc_meminfo(5))."""
+    line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "SwapTotal" in x)
+    return int(line.split()[1]) >> 10
 
 
 def beside(daemon: RunningDaemon, victim: Session, name: str, cells: int) -> dict[str, Any]:
@@ -110,19 +145,72 @@ def beside(daemon: RunningDaemon, victim: Session, name: str, cells: int) -> dic
 
 
 @contextmanager
-def exploding(daemon: RunningDaemon, name: str) -> Iterator[Any]:
+def exploding(daemon: RunningDaemon, name: str) -> Iterator[Callable[[], str]]:
     """A sandbox with the bomb in it; yields a function that tells how it fares."""
+    if name in AGAIN:
+        with again_and_again(daemon, name) as ends:
+            time.sleep(BOMB_STARTS_S)
+            yield lambda: fate_of(ends)
+        return
     client = daemon.client()
-    request = KernelCreate(
-        kernel_id=f"bomb-{time.monotonic_ns()}", argv=["python3", "-c", BOMBS[name]], profile="bomb"
-    )
-    kernel = client.create(request)
+    kernel = client.create(_request(name))
     time.sleep(BOMB_STARTS_S)
     try:
         yield lambda: getattr(client.inspect(kernel.id).exit, "reason", None) or "runs"
     finally:
         client.remove(kernel.id)
         wait_until(lambda: kernel.id not in {k.id for k in client.kernels()})
+
+
+def _request(name: str) -> KernelCreate:
+    return KernelCreate(
+        kernel_id=f"bomb-{time.monotonic_ns()}",
+        argv=["python3", "-c", BOMBS[name]],
+        profile="swapping-bomb" if name == SWAPPING else "bomb",
+    )
+
+
+@contextmanager
+def again_and_again(daemon: RunningDaemon, name: str) -> Iterator[Sequence[ExitInfo]]:
+    """The bomb's sandbox, and the next one as soon as it has ended; yields how each ended so far."""
+    ends: list[ExitInfo] = []
+    stop = threading.Event()
+
+    def explode() -> None:
+        client = daemon.client()
+        while not stop.is_set():
+            kernel = client.create(_request(name))
+            watch = client.watch_exit(kernel.id, kernel.generation)
+            while not stop.is_set():
+                if (end := watch.wait(0.5)) is not None:
+                    ends.append(end)
+                    break
+            client.remove(kernel.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(explode)
+        try:
+            yield ends
+        finally:
+            stop.set()
+            running.result()
+
+
+def put_into(text: str, record: Mapping[str, Any]) -> str:
+    """A page with its table of bombs replaced. Pure."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = "".join(f"{line(name, row)}\n" for name, row in record["bombs"].items())
+    return f"{before}{BEGIN}{HEAD}{rows}{END}{after}"
+
+
+def fate_of(ends: Sequence[ExitInfo]) -> str:
+    """How sandboxes ended that were started again each time, and with how much memory. Pure."""
+    reasons = sorted({end.reason for end in ends})
+    peaks = [end.memory_peak_bytes or 0 for end in ends]
+    if not ends:
+        return "runs"
+    return f"{', '.join(reasons)}, {len(ends)} times, at {min(peaks) >> 20} MiB or more"
 
 
 def measure(daemon: RunningDaemon, victim: Session, cells: int) -> Phase:
@@ -149,7 +237,7 @@ def line(name: str, row: dict[str, Any]) -> str:
     return f"| {name} | {' | '.join(ratios)} | {row['fate']} |"
 
 
-__all__ = ["main"]
+__all__ = ["CONFIG", "again_and_again", "fate_of", "keep", "main", "put_into"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ too: no cap of the product's holds there yet.
 
 from __future__ import annotations
 
-__all__ = ["BOMBS"]
+__all__ = ["AGAIN", "BOMBS", "SWAPPING"]
 
 BOMBS = {
     "CPU, 8 processes": """
@@ -15,7 +15,7 @@ for _ in range(7):
     if os.fork() == 0: break
 while True: pass
 """,
-    "memory, at the cap again and again": """
+    "memory, 400 of 512 MiB again and again": """
 import os
 while True:
     pid = os.fork()
@@ -23,6 +23,20 @@ while True:
         held = [bytearray(8 << 20) for _ in range(50)]
         os._exit(0)
     os.waitpid(pid, 0)
+""",
+    "memory, over the cap": """
+import os
+pid = os.fork()
+held = []
+while pid == 0: held.append(bytearray(8 << 20))
+os.waitpid(pid, 0)
+""",
+    "memory and swap, over the caps": """
+import os
+pid = os.fork()
+held = []
+while pid == 0: held.append(bytearray(8 << 20))
+os.waitpid(pid, 0)
 """,
     "memory traffic": """
 import ctypes
@@ -183,3 +197,7 @@ libc = ctypes.CDLL(None)
 while True: libc.syscall(248, b"user", b"x", b"y", 1, -3)
 """,
 }  # fmt: skip
+# Their sandbox ends at the cap, whichever of its processes is over it: it is started again each time.
+AGAIN = ("memory, over the cap", "memory and swap, over the caps")
+# It has swap beside memory, where the host has any.
+SWAPPING = "memory and swap, over the caps"
