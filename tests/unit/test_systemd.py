@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from sandboxkernel.daemon import systemd
 from sandboxkernel.errors import SandboxError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -86,3 +89,15 @@ def test_the_manager_is_told(tmp_path: Path, abstract: bool) -> None:
 def test_a_manager_that_is_gone_is_no_error(tmp_path: Path) -> None:
     systemd.notify("READY=1", {})
     systemd.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+
+
+def test_the_recorded_score_is_of_this_unit() -> None:
+    """What it counts as denied is what the unit denies, and the page has its sum."""
+    unit = (ROOT / "packaging/systemd/sandboxkernel.service").read_text()
+    record = (ROOT / "docs/benchmarks/systemd-security.txt").read_text()
+    denied = set(re.findall(r"CAP_\w+", " ".join(re.findall(r"^Cap\w+=~(.*)$", unit, re.M))))
+    scored = re.findall(r"^(\S) CapabilityBoundingSet=~(CAP_\w+) ", record, re.M)
+    assert len(scored) > 15
+    assert [name for mark, name in scored if (mark == "✓") != (name in denied)] == []
+    (score,) = re.findall(r"Overall exposure level for sandboxkernel.service: ([\d.]+)", record)
+    assert f"gives the unit {score} of 10" in (ROOT / "docs/security.md").read_text()
