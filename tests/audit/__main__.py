@@ -1,7 +1,7 @@
 """`python -m tests.audit [--json FILE] [--page FILE] [--only GROUP ...]`.
 
-Ends with 1 when ours is looser than hardened docker or bubblewrap on a row without a reason, or
-when one of these two or of ours gave no report.
+Ends with 1 when ours is looser than another on a row without a reason, or when one gave no report.
+`--judge FILE` runs nothing: it writes the page of a record, with the reasons that there are now.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("ours", "bwrap", "docker", "runsc")
@@ -23,22 +24,45 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Run, compare, write; the exit status."""
-    from sandboxruntime.syscall_numbers import NUMBERS
-    from tests.audit.compare import HELD_TO, compare, rows
-    from tests.audit.peers import OURS, collect, listening
-    from tests.audit.report import document, page
-    from tests.benchmarks.facts import programs
-    from tests.support import remove_cgroups
+    """Run or read, compare, write; the exit status."""
+    from tests.audit.compare import HELD_TO
+    from tests.audit.peers import OURS
+    from tests.audit.report import page, text_of, unexplained
 
     parser = argparse.ArgumentParser(prog="python -m tests.audit", description="Compare sandboxes.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=[])
+    parser.add_argument("--judge", type=Path, help="a record")
     given = parser.parse_args()
+    record = json.loads(given.judge.read_text()) if given.judge else _run(set(given.only))
+    if given.json:
+        given.json.write_text(text_of(record))
+    if given.page:
+        given.page.write_text(page(record))
+    bad = unexplained(record)
+    for name in bad:
+        say(f"looser, unexplained: {name}: {record['rows'][name]['values']}")
+    for each in record["subjects"]:
+        if each["failure"]:
+            say(f"no report: {each['name']}: {each['failure']}")
+    wanted = set() if given.only else {*HELD_TO, *(f"ours, {profile}" for profile in OURS)}
+    missing = wanted - {each["name"] for each in record["subjects"] if not each["failure"]}
+    return 1 if bad or missing else 0
+
+
+def _run(only: set[str]) -> dict[str, Any]:
+    """The record of all sandboxes, or of those groups."""
+    from sandboxruntime.syscall_numbers import NUMBERS
+    from tests.audit.compare import compare, rows
+    from tests.audit.peers import collect, listening
+    from tests.audit.report import document
+    from tests.benchmarks.facts import programs
+    from tests.support import remove_cgroups
+
     try:
         with listening() as host:
-            subjects = collect(host, set(given.only), say)
+            subjects = collect(host, only, say)
     finally:
         remove_cgroups()
     names = {number: name for name, number in NUMBERS["x86_64"].items()}
@@ -53,20 +77,7 @@ def main() -> int:
         "Linux": platform.release(), "Python": platform.python_version(), **programs(),
     }  # fmt: skip
     told = [{"name": each.name, "how": each.how, "failure": each.failure} for each in subjects]
-    if given.json:
-        given.json.write_text(json.dumps(document(facts, told, compared), indent=1) + "\n")
-    if given.page:
-        given.page.write_text(page(facts, told, compared))
-    bad = [row for row in compared if row.is_unexplained]
-    for row in bad:
-        values = {name: each.value for name, each in {**row.ours, **row.others}.items()}
-        sys.stderr.write(f"looser, unexplained: {row.name}: {values}\n")
-    wanted = set() if given.only else {*HELD_TO, *(f"ours, {profile}" for profile in OURS)}
-    missing = sorted(wanted - set(found))
-    for each in subjects:
-        if each.failure:
-            sys.stderr.write(f"no report: {each.name}: {each.failure}\n")
-    return 1 if bad or missing else 0
+    return document(facts, told, compared)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["EXPLAINED", "HELD_TO", "Comparison", "Row", "Verdict", "compare", "explain", "rows"]
+from tests.audit.reasons import BESIDE_GVISOR, EXPLAINED
 
-HELD_TO = ("bwrap", "docker, hardened")  # a row that is looser than these needs its reason
+__all__ = ["HELD_TO", "Comparison", "Row", "Verdict", "compare", "explain", "rows"]
+
+GVISOR = "runsc"
+# A row that is looser than one of these needs its reason.
+HELD_TO = ("bwrap", "docker", "docker, hardened", GVISOR)
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 CAPABILITIES = 41
 REFUSED = {"ENOSYS", "EPERM", "SIGSYS"}
@@ -28,15 +32,6 @@ SAME_AS_HOST = (
 # Bounded or not; what else a process may use is the control group's business.
 RLIMITS = ("RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NOFILE", "RLIMIT_SIGPENDING")
 NONE_ALLOWED = ("RLIMIT_CORE", "RLIMIT_NICE", "RLIMIT_RTPRIO")
-
-# row, or a pattern of rows -> why a notebook needs it
-EXPLAINED: Mapping[str, str] = {
-    "syscall: landlock_*": "a program may confine itself further; rules only ever take away",
-    "mount: a device or mask *": "runc's containers alone: OCI has no word for the flags of these",
-    "syscall: mseal": "it only takes rights away; newer libc seal what they have loaded",
-    "syscall: fchmodat2": "fchmodat with its flags, which libc calls first; set-user-id is refused",
-    "syscall: pkey_*": "node keeps its compiled code so; a key only takes rights away from a page",
-}
 
 
 class Verdict(StrEnum):
@@ -57,13 +52,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row of ours beside every other sandbox's; `reason` is why a notebook needs it."""
+    """One row of ours beside every other sandbox's."""
 
     name: str
     ours: Mapping[str, Row]
     others: Mapping[str, Row]
     verdicts: Mapping[str, Verdict]
-    reason: str
 
     @property
     def looser(self) -> tuple[str, ...]:
@@ -71,16 +65,23 @@ class Comparison:
         return tuple(name for name, verdict in self.verdicts.items() if verdict is Verdict.LOOSER)
 
     @property
+    def reason(self) -> str:
+        """Why ours is looser than those; empty if nobody has said so."""
+        return explain(self.name, self.looser)
+
+    @property
     def is_unexplained(self) -> bool:
         """Looser than one of those that ours is held to, and nobody has said why."""
         return not self.reason and any(name in HELD_TO for name in self.looser)
 
 
-def explain(name: str) -> str:
-    """Why a notebook needs a row; empty if nobody has said so."""
-    for pattern, reason in EXPLAINED.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            return reason
+def explain(name: str, looser: Iterable[str]) -> str:
+    """Why ours is looser than these on a row; empty if nobody has said so."""
+    only_gvisor = set(looser) <= {GVISOR}
+    for reasons in (EXPLAINED, BESIDE_GVISOR) if only_gvisor else (EXPLAINED,):
+        for pattern, reason in reasons.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return reason
     return ""
 
 
@@ -96,7 +97,7 @@ def compare(
         theirs = {subject: found.get(name, absent) for subject, found in others.items()}
         loosest = max(row.rank for row in mine.values())
         verdicts = {subject: _verdict(loosest, row.rank) for subject, row in theirs.items()}
-        result.append(Comparison(name, mine, theirs, verdicts, explain(name)))
+        result.append(Comparison(name, mine, theirs, verdicts))
     return result
 
 

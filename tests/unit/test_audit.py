@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from tests.audit import compare as module
-from tests.audit.compare import EXPLAINED, Row, Verdict, compare, rows
-from tests.audit.report import document, page
+from tests.audit.compare import HELD_TO, Row, Verdict, compare, rows
+from tests.audit.reasons import BESIDE_GVISOR, EXPLAINED
+from tests.audit.report import document, page, text_of, unexplained
 
+ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).resolve().parents[1] / "audit" / "probe.py"
 HOST: dict[str, Any] = {
     "namespaces": {"net": "net:[1]", "user": "user:[2]"}, "hostname": "host", "boot_id": "b",
@@ -120,14 +124,42 @@ def test_a_row_that_one_does_not_have_is_refused_there() -> None:
     assert row.verdicts["bwrap"] is Verdict.STRICTER
 
 
-def test_only_a_reason_excuses_and_only_two_are_held_against_ours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("other", HELD_TO)
+def test_only_a_reason_excuses(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, strict = {"cold": {"act: x": Row("ok", 1)}}, {"act: x": Row("EPERM", 0)}
+    assert compare(ours, {other: strict})[0].is_unexplained
+    assert unexplained(document({}, [], compare(ours, {other: strict}))) == ["act: x"]
+    monkeypatch.setattr(module, "EXPLAINED", {"act: x": "needed"})
+    assert not compare(ours, {other: strict})[0].is_unexplained
+
+
+def test_what_excuses_beside_gvisor_excuses_beside_nobody_else() -> None:
+    name = "proc: read /proc/kallsyms"
+    ours, strict = {"cold": {name: Row("opens", 1)}}, {name: Row("", 0)}
     assert not compare(ours, {"runsc": strict})[0].is_unexplained
-    assert compare(ours, {"docker, hardened": strict})[0].is_unexplained
-    monkeypatch.setattr(module, "EXPLAINED", {**EXPLAINED, "act: x": "needed"})
-    assert not compare(ours, {"docker, hardened": strict})[0].is_unexplained
+    assert compare(ours, {"runsc": strict, "docker": strict})[0].is_unexplained
+
+
+def test_every_row_of_the_record_that_is_looser_has_its_reason() -> None:
+    record = json.loads((ROOT / "docs/benchmarks/audit.json").read_text())
+    assert {*HELD_TO} <= {each["name"] for each in record["subjects"] if not each["failure"]}
+    assert unexplained(record) == []
+    for other, counts in record["counts"].items():
+        listed = [row for row in record["rows"].values() if row["verdicts"].get(other) == "looser"]
+        assert len(listed) == counts["looser"], other
+
+
+def test_the_page_is_the_records() -> None:
+    text = (ROOT / "docs/benchmarks/audit.json").read_text()
+    record = json.loads(text)
+    assert text_of(record) == text
+    assert page(record) == (ROOT / "docs/audit.md").read_text(), "run make audit"
+
+
+def test_every_reason_is_of_a_row_that_there_is() -> None:
+    record = json.loads((ROOT / "docs/benchmarks/audit.json").read_text())
+    for pattern in (*EXPLAINED, *BESIDE_GVISOR):
+        assert fnmatch.filter(record["rows"], pattern), pattern
 
 
 def test_the_page_counts_and_names_what_is_looser() -> None:
@@ -135,10 +167,11 @@ def test_the_page_counts_and_names_what_is_looser() -> None:
     strict = {"act: x": Row("EPERM", 0), "act: y": Row("ok", 1)}
     compared = compare({"ours, cold": loose}, {"bwrap": strict})
     told = [{"name": "bwrap", "how": "bwrap --x", "failure": ""}]
-    text = page({"date": "today"}, told, compared)
+    record = document({"date": "today"}, told, compared)
+    text = page(record)
     assert "| bwrap | 2 | 1 | 0 | 0 | 1 |" in text
     assert "| act: x | ok | bwrap | **unexplained** |" in text
-    assert document({}, told, compared)["rows"]["act: y"]["verdicts"] == {"bwrap": "stricter"}
+    assert record["rows"]["act: y"]["verdicts"] == {"bwrap": "stricter"}
 
 
 def test_the_probe_refuses_to_run_outside_a_container() -> None:
