@@ -1,7 +1,7 @@
 """`python -m tests.third_party [--only TOOL ...] [--json FILE] [--page FILE]`.
 
 Ends with 1 when a tool found what it must not find. With --only, the rest of an existing
-JSON file stays.
+JSON file stays. `--of FILE --page FILE` runs nothing, and writes the page of that JSON file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=TOOLS, default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--of", type=Path, help="a JSON file, whose page is written")
     given = parser.parse_args()
+    if given.of and given.page:
+        given.page.write_text(page(json.loads(given.of.read_text())))
+        return 0
     heed_signals()
     results: dict[str, list[Result]] = {}
     try:

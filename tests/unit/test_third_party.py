@@ -102,6 +102,12 @@ def test_what_changed_on_the_host_is_named() -> None:
     assert differences("0\n", "512\n") != []
 
 
+def test_what_figures_need_said_is_beside_them() -> None:
+    made = Result("trinity", "trinity 1", "how", ("a", "b"), [["both tables", "0"]], [], [])
+    text = page(document({}, {"trinity": [made]}))
+    assert "So no call is counted there." in text.partition("| both tables | 0 |")[2]
+
+
 def test_the_page_has_every_table_and_what_is_wrong() -> None:
     made = Result("tool", "tool 1", "how", ("a", "b"), [["x|y", "1"]], ["a note"], ["it escaped"])
     found = merged(
