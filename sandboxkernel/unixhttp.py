@@ -58,7 +58,8 @@ def answering(request: str) -> Iterator[None]:
     """Raises DaemonUnavailable where the answer to `request` (method and path) does not come."""
     try:
         yield
-    except (OSError, http.client.HTTPException) as exc:
+    # ValueError: of a chunk whose size is negative, which http.client does not look for.
+    except (OSError, http.client.HTTPException, ValueError) as exc:
         raise DaemonUnavailable(
             f"the daemon's answer to {request} did not come, or broke off: "
             f"{exc or type(exc).__name__}",

@@ -31,6 +31,14 @@ def test_every_reader_has_its_place_in_the_table() -> None:
     assert sorted(TARGETS) == sorted(name for names in ROWS.values() for name in names)
 
 
+def test_the_page_has_the_figures_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/benchmarks/fuzz.json").read_text())
+    assert sorted(record["readers"]) == sorted(TARGETS)
+    assert found_something(record) == []
+    page = (ROOT / "docs/security.md").read_text()
+    assert put_into(page, record) == page, "run make fuzz-guided"
+
+
 def test_a_shorter_run_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "fuzz.json"
     assert keep(path, _record(20)) == ""
