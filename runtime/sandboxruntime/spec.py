@@ -40,11 +40,15 @@ UNMASKED_PROC = "/run/root-only"  # of a zygote: 0700, root's, who has no proces
 MASKED_PATHS = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/bus",
+    "/proc/fs",
     "/proc/interrupts",
+    "/proc/irq",
     "/proc/kcore",
     "/proc/keys",
     "/proc/kmsg",
     "/proc/latency_stats",
+    "/proc/locks",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/sysvipc",
@@ -59,9 +63,6 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
 )
 READ_ONLY_PATHS = (
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
     "/proc/pressure",  # anybody who can write to it has Linux compute and wake for a trigger (PSI)
     "/proc/sys",
     "/proc/sysrq-trigger",

@@ -31,15 +31,6 @@ BESIDE_GVISOR: Mapping[str, str] = {
     "proc: read /proc/kallsyms": "names of Linux's functions; every address is 0 without CAP_SYSLOG",
     "proc: read /proc/iom*": "names of the hardware's ranges; every address is 0 without CAP_SYS_ADMIN",
     "proc: read /proc/iop*": "names of the hardware's ranges; every address is 0 without CAP_SYS_ADMIN",
-    "proc: read /proc/bus/*": "what PCI devices the host has, and 64 bytes of each; the rest of their "
-    "configuration opens to root alone",
-    "proc: read /proc/irq/*": "which processors take which interrupts; their counts are covered",
-    "proc: read /proc/fs/*": "how the host's file systems are mounted, and where they have free "
-    "blocks; no name and no content",
-    "proc: read /proc/locks": "locks of own processes; of others only device and inode of files that "
-    "are locked by open file descriptions",
-    "proc: write /proc/pressure/*": "a program may ask to be told of pressure: without a privilege "
-    "every 2 s at most, once for a descriptor",
     "proc: read /proc/config.gz": "how Linux was built, which follows from its version",
     "proc: read /proc/key-users": "counts of keys of its own user namespace's ids; keys are refused",
     "proc: read /proc/pressure/*": COUNTS,
