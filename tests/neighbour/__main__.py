@@ -210,7 +210,8 @@ def fate_of(ends: Sequence[ExitInfo]) -> str:
     peaks = [end.memory_peak_bytes or 0 for end in ends]
     if not ends:
         return "runs"
-    return f"{', '.join(reasons)}, {len(ends)} times, at {min(peaks) >> 20} MiB or more"
+    times = "once" if len(ends) == 1 else f"{len(ends)} times"
+    return f"{', '.join(reasons)}, {times}, at {min(peaks) >> 20} MiB or more"
 
 
 def measure(daemon: RunningDaemon, victim: Session, cells: int) -> Phase:

@@ -41,6 +41,7 @@ def test_ends_are_told_with_the_least_memory_that_one_had() -> None:
     assert fate_of([*ends, ExitInfo(reason="exited")]).startswith(
         "exited, oom_killed, 3 times, at 0"
     )
+    assert fate_of(ends[:1]) == "oom_killed, once, at 512 MiB or more"
     assert fate_of([]) == "runs"
 
 
