@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tests.third_party.cpython import Outcomes, compare, differing_files, outcomes, result
 from tests.third_party.expected import Expected
 from tests.third_party.privileges import EXPECTED, judge, not_differing, readings
@@ -11,6 +14,7 @@ from tests.third_party.tools import Result
 from tests.third_party.torment import CPUS, MEMORY, PIDS, Seen
 from tests.third_party.watch import differences
 
+ROOT = Path(__file__).resolve().parents[2]
 CAPSH = """Current: =
 Bounding set =cap_chown,cap_kill
 Securebits: 00/0x0/1'b0 (no-new-privs=0)
@@ -117,3 +121,8 @@ def test_the_page_has_every_table_and_what_is_wrong() -> None:
     text = page(found)
     assert list(found["tools"]) == ["new", "old"]
     assert text.count("| x\\|y | 1 |") == text.count("it escaped") == 2
+
+
+def test_the_page_is_the_records() -> None:
+    record = json.loads((ROOT / "docs/benchmarks/third-party.json").read_text())
+    assert page(record) == (ROOT / "docs/third-party.md").read_text(), "tests.third_party --of"
