@@ -25,7 +25,7 @@ from tests.conformance import bridged
 from tests.conformance.server import free_port
 from tests.conformance.session import TIMEOUT_S, Session
 from tests.integration.test_cli import stop_embedded
-from tests.support import RunningDaemon, running_daemon, wait_until
+from tests.support import RunningDaemon, make_data_dir, running_daemon, wait_until
 
 LOOP = "kept = 42\nprint('in the loop', flush=True)\nwhile True: pass"
 
@@ -389,13 +389,13 @@ def test_a_daemon_that_stops_ends_the_program(
 
 
 def test_a_daemon_is_started_where_none_runs(
-    work: Path, daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The embedded default, as for every other client."""
     run_dir = Path(tempfile.mkdtemp(prefix="skt-", dir="/run"))
     monkeypatch.delenv("SANDBOXKERNEL_HOST")
     monkeypatch.setenv("SANDBOXKERNEL_RUN_DIR", str(run_dir))
-    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(daemon.data_dir))
+    monkeypatch.setenv("SANDBOXKERNEL_DATA_DIR", str(make_data_dir(tmp_path / "data")))
     try:
         with launched(work) as program, program.client() as client:
             assert len(list(SandboxClient(run_dir / "api.sock").kernels())) == 1
