@@ -126,6 +126,9 @@ LONG = {
         f"tests/integration/test_cli.py::{name}": "tests/integration/test_quotas.py has these files"
         for name in ("test_stats_show_all_that_run", "test_pause_freezes_and_unpause_thaws")
     },
+    "tests/integration/test_quotas.py::test_a_bomb_is_ended_at_its_cap_again_and_again": (
+        "test_a_memory_bomb_dies_alone_and_is_reported_as_out_of_memory"
+    ),
     "tests/escape/test_audit.py": "tests/escape/test_attacks.py attacks what its rows are about",
     "tests/escape/test_misconfined.py": (
         "the verifier reads /proc, which is the same; test_device_list.py has what v2 adds to it"
@@ -284,7 +287,6 @@ _SECOND = (
     "tests/integration/test_quotas.py",
     "tests/integration/test_crashes.py",
     "tests/integration/test_two_users.py",
-    "tests/integration/test_executors.py",
     "tests/integration/test_confinement_primitives.py",
     "tests/escape/test_attacks.py",
     "tests/escape/test_surroundings.py",
