@@ -133,7 +133,7 @@ class Launcher:
         self._wait_no_more(request)
         reply, wait = {}, None
         try:
-            wait = request.work.send(heard)  # type: ignore[arg-type]  # None: it begins
+            wait = request.work.send(heard)
         except StopIteration as done:
             reply = done.value
         except (ContainerError, OSError, *_MISTAKES) as exc:

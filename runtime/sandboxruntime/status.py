@@ -29,8 +29,8 @@ class Readable:
 
 
 Outcome = TypeVar("Outcome")
-# Work that others need not wait for: it is sent whether what it waits for has come.
-Waiting = Generator[Readable, bool, Outcome]
+# Work that others need not wait for: it is sent whether what it waits for has come, at first None.
+Waiting = Generator[Readable, bool | None, Outcome]
 
 
 def finish(work: Waiting[Outcome]) -> Outcome:
