@@ -16,8 +16,10 @@ __all__ = ["HOST_REF", "Images", "lineage_of"]
 log = logging.getLogger(__name__)
 
 HOST_REF = "host"
-# How often a start makes us look whether the host's packages have changed (about 50 ms of work).
+# How often a start makes us look whether the host's packages have changed: 50 to 100 ms of work,
+# done when no start has come for a while, or it would slow down the start that called for it.
 HOST_CHECK_S = 5.0
+QUIET_S = 1.0
 
 
 class Images:
@@ -27,6 +29,8 @@ class Images:
         self.store = store
         self._host: StoredImage | None = None
         self._host_checked = 0.0
+        self._asked = 0.0
+        self._check: asyncio.Task[None] | None = None
         self._task: asyncio.Task[StoredImage] | None = None
         self._listeners: set[Callable[[Progress], None]] = set()
 
@@ -44,10 +48,11 @@ class Images:
         if ref != HOST_REF:
             return await asyncio.to_thread(self.store.resolve, ref)
         if self._host is not None and not refresh:
-            # Off the path of the start: a changed host image serves the start after this one.
-            if self._task is None and time.monotonic() - self._host_checked > HOST_CHECK_S:
-                self._task = asyncio.create_task(self._prepare_host(refresh=False))
-                self._task.add_done_callback(_log_failure)
+            # Off the path of the start: a changed host image serves starts a moment later.
+            self._asked = time.monotonic()
+            if self._check is None:
+                self._check = asyncio.create_task(self._check_host())
+                self._check.add_done_callback(_log_failure)
             return self._host
         if progress is not None:
             self._listeners.add(progress)
@@ -59,6 +64,20 @@ class Images:
         finally:
             if progress is not None:
                 self._listeners.discard(progress)
+
+    async def _check_host(self) -> None:
+        """Look whether the host image is current, once no start has come for a while."""
+        try:
+            called = time.monotonic()
+            while (
+                pause := _pause_s(time.monotonic(), called, self._asked, self._host_checked)
+            ) > 0:
+                await asyncio.sleep(pause)
+            if self._task is None:
+                self._task = asyncio.create_task(self._prepare_host(refresh=False))
+            await asyncio.shield(self._task)
+        finally:
+            self._check = None
 
     async def _prepare_host(self, *, refresh: bool) -> StoredImage:
         loop = asyncio.get_running_loop()
@@ -98,7 +117,17 @@ class Images:
         self._host = None
 
 
-def _log_failure(task: asyncio.Task[StoredImage]) -> None:
+def _pause_s(now: float, called: float, asked: float, checked: float) -> float:
+    """How long to wait with a look at the host's packages. Pure; everything is in seconds.
+
+    A start called for it at `called`, the last one came at `asked`, the last look was at `checked`.
+    """
+    due = checked + HOST_CHECK_S
+    latest = max(due, called) + HOST_CHECK_S  # however many starts come
+    return min(max(due, asked + QUIET_S), latest) - now
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("cannot refresh the host image", exc_info=task.exception())
 
