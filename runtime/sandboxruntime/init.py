@@ -30,7 +30,14 @@ from typing import NoReturn
 
 from sandboxruntime import capabilities, landlock, rlimits, seccomp, syscalls
 from sandboxruntime.handover import become_program
-from sandboxruntime.mounts import apply_mounts, plan_masks, plan_mounts
+from sandboxruntime.mounts import (
+    MountOp,
+    Moved,
+    apply_mounts,
+    plan_masks,
+    plan_mounts,
+    plan_proc,
+)
 from sandboxruntime.namespaces import bring_up_loopback, pivot_to
 from sandboxruntime.spec import Spec
 from sandboxruntime.steps import Step
@@ -39,8 +46,10 @@ from sandboxruntime.syscalls import CloneFlag, MountFlag
 __all__ = [
     "CREATE_STEPS",
     "JOIN_STEPS",
+    "Ahead",
     "Context",
     "be_init",
+    "begin_ahead",
     "begin_session",
     "close_all_but",
     "confine",
@@ -69,6 +78,18 @@ _FORWARDED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What pid 1 of a zygote's child has mounted before its orders: /proc, with its masks."""
+
+    proc_fd: int
+    operations: tuple[MountOp, ...]
+
+    def fits(self, spec: Spec) -> bool:
+        """Whether that spec wants all of it. Pure."""
+        return {*self.operations} <= {*plan_mounts(spec), *plan_masks(spec)}
+
+
 @dataclass(slots=True)
 class Context:
     """What set-up needs in the child. Descriptors are inherited from the launcher.
@@ -91,6 +112,7 @@ class Context:
     bind_fds: list[int] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     fail_at: Step | None = None
+    ahead: Ahead | None = None
 
 
 def orders_fds(context: Context) -> list[int]:
@@ -132,8 +154,9 @@ def _cgroup_namespace(context: Context) -> None:
 
 
 def _session(context: Context) -> None:
+    del context
     join_keyring()
-    begin_session(context)
+    begin_session()
 
 
 def join_keyring() -> None:
@@ -147,9 +170,8 @@ def join_keyring() -> None:
             raise
 
 
-def begin_session(context: Context) -> None:
+def begin_session() -> None:
     """A session of its own, and nothing inherited of masks and handlers."""
-    del context
     os.setsid()
     default_signals()
 
@@ -161,15 +183,43 @@ def default_signals() -> None:
         signal.signal(signum, signal.SIG_DFL)
 
 
-def _mounts(context: Context) -> None:
+def begin_ahead() -> Ahead:
+    """In pid 1 of a zygote's child, before its orders: all that is the same in every container.
+
+    The new /proc covers the zygote's until it is moved to where it belongs. Raises OSError.
+    """
+    begin_session()
+    bring_up_loopback()
+    _make_private()
+    operations = plan_proc()
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    apply_mounts(operations, root_fd, [])
+    os.close(root_fd)
+    proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Ahead(proc_fd, tuple(operations))
+
+
+def _make_private() -> None:
     syscalls.mount("none", "/", None, MountFlag.REC | MountFlag.PRIVATE)
+
+
+def _mounts(context: Context) -> None:
+    _make_private()
     move = syscalls.MoveMountFlag.F_EMPTY_PATH | syscalls.MoveMountFlag.T_EMPTY_PATH
     syscalls.move_mount(context.root_fd, "", context.attach_fd, "", move)
-    apply_mounts(plan_mounts(context.spec), context.root_fd, context.bind_fds)
+    if context.ahead is not None:
+        apply_mounts([Moved(context.ahead.proc_fd, "/proc")], context.root_fd, [])
+    apply_mounts(_left(context, plan_mounts(context.spec)), context.root_fd, context.bind_fds)
 
 
 def _masks(context: Context) -> None:
-    apply_mounts(plan_masks(context.spec), context.root_fd, [])
+    apply_mounts(_left(context, plan_masks(context.spec)), context.root_fd, [])
+
+
+def _left(context: Context, operations: list[MountOp]) -> list[MountOp]:
+    """What was not made ahead. Pure."""
+    made = context.ahead.operations if context.ahead is not None else ()
+    return [operation for operation in operations if operation not in made]
 
 
 def _pivot(context: Context) -> None:

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sandboxruntime import syscalls
-from sandboxruntime.spec import HAND_OVER_DIR, UNMASKED_PROC, Spec
+from sandboxruntime.spec import (
+    HAND_OVER_DIR,
+    MASKED_PATHS,
+    READ_ONLY_PATHS,
+    UNMASKED_PROC,
+    Spec,
+)
 from sandboxruntime.syscalls import (
     AT_EMPTY_PATH,
     MountAttr,
@@ -28,11 +34,13 @@ __all__ = [
     "FileSystem",
     "Mask",
     "MountOp",
+    "Moved",
     "ReadOnly",
     "Symlink",
     "apply_mounts",
     "plan_masks",
     "plan_mounts",
+    "plan_proc",
     "refuse_links",
 ]
 
@@ -82,6 +90,14 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A mount of this namespace, with all that is mounted on it, to be at `destination` instead."""
+
+    mount_fd: int
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """The host's /dev/NAME at /dev/NAME inside."""
 
@@ -119,14 +135,15 @@ class ReadOnly:
     path: str
 
 
-MountOp = FileSystem | Attach | Device | Directory | Symlink | Mask | ReadOnly
+PROC = FileSystem("proc", "/proc", (), _PROC)
+MountOp = FileSystem | Attach | Moved | Device | Directory | Symlink | Mask | ReadOnly
 
 
 def plan_mounts(spec: Spec) -> list[MountOp]:
     """Everything below the root, parents before children. Pure."""
     uid = spec.process.uid
     operations: list[MountOp] = [
-        FileSystem("proc", "/proc", (), _PROC),
+        PROC,
         FileSystem("tmpfs", "/dev", (("mode", "0755"), ("size", "64k"), ("nr_inodes", "64")),
                    MountAttr.NOSUID | MountAttr.NOEXEC),
         *(Device(name) for name in DEVICES),
@@ -159,6 +176,15 @@ def plan_mounts(spec: Spec) -> list[MountOp]:
         operations.append(Attach(index, bind.destination))
         operations += [Mask(f"{bind.destination}/{name}") for name in bind.masked]
     return operations
+
+
+def plan_proc() -> list[MountOp]:
+    """The first of plan_mounts(), and what plan_masks() plans below it by default. Pure."""
+    return [
+        PROC,
+        *(Mask(path) for path in MASKED_PATHS if path.startswith("/proc/")),
+        *(ReadOnly(path) for path in READ_ONLY_PATHS if path.startswith("/proc/")),
+    ]
 
 
 def plan_masks(spec: Spec) -> list[MountOp]:
@@ -205,6 +231,8 @@ def _apply(operation: MountOp, root_fd: int, bind_fds: list[int]) -> None:
             _mount_file_system(operation, root_fd)
         case Attach():
             _attach(bind_fds[operation.bind], root_fd, operation.destination)
+        case Moved():
+            _attach(operation.mount_fd, root_fd, operation.destination)
         case Device():
             _attach_device(operation.name, root_fd)
         case Directory():

@@ -163,8 +163,13 @@ def verify(
 
 def root_device(mountinfo: str) -> str:
     """The device of a process's root file system, "" for none. Pure."""
-    mounts = _parse_mountinfo(mountinfo)
-    return mounts[0].device if mounts and mounts[0].point == "/" else ""
+    roots = _roots(_parse_mountinfo(mountinfo))
+    return roots[0].device if len(roots) == 1 else ""
+
+
+def _roots(mounts: list[_Mount]) -> list[_Mount]:
+    """What is mounted at /. They are listed in the order in which they were made, not by place."""
+    return [mount for mount in mounts if mount.point == "/"]
 
 
 def verify_alone(cgroup: Cgroup, pids: Iterable[int]) -> None:
@@ -361,8 +366,9 @@ def _has_entry(path: str) -> bool:
 
 def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     mounts = _parse_mountinfo(facts.mountinfo)
-    if not mounts or mounts[0].point != "/" or mounts[0].fstype != "overlay":
-        return f"root is not the overlay: {mounts[:1]}"
+    roots = _roots(mounts)
+    if [root.fstype for root in roots] != ["overlay"]:
+        return f"root is not one overlay: {roots}"
     expected = _expected_flags(spec)
     masks = {
         *spec.masked_paths,

@@ -33,7 +33,7 @@ def main() -> None:
     prepared = warm.prepare([])
     gc.collect()
     gc.freeze()
-    populate = warm.learn_pages(prepared)
+    populate = warm.learn_pages(prepared, lambda: None)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the children
     control.send(json.dumps({"ready": os.getpid()}).encode())
     program = str(Path(runtime) / "sandboxruntime" / "guest" / "kernel.py")
@@ -46,7 +46,7 @@ def main() -> None:
         if pid == 0:
             watch.close()
             control.close()
-            populate()
+            populate.go_on(until=lambda: False)
             argv = [sys.executable, program, request.decode(), str(FIRST_FD)]
             _become_kernel(warm.finish, prepared, handover, argv, list(fds))
         handover.close()

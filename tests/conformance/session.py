@@ -142,16 +142,18 @@ class Session:
 
 @contextlib.contextmanager
 def session(
-    folder: Path, *, config: Config | None = None, env: dict[str, str] | None = None, **members: Any
-) -> Iterator[Session]:
-    """A kernel that is ready, shut down at the end."""
+    folder: Path, *, config: Config | None = None, env: dict[str, str] | None = None,
+    ready: bool = True, **members: Any,
+) -> Iterator[Session]:  # fmt: skip
+    """A kernel that is ready, or at least being started, and is shut down at the end."""
     members.setdefault("kernel_name", KERNEL_NAME)
     manager = KernelManager(config=config or Config(), **members)
     manager.start_kernel(cwd=str(folder), **({"env": env} if env else {}))
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=TIMEOUT_S)
+        if ready:
+            client.wait_for_ready(timeout=TIMEOUT_S)
         yield Session(manager, client)
     finally:
         client.stop_channels()

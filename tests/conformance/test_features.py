@@ -475,6 +475,16 @@ def test_history_of_earlier_kernels_is_there_for_the_very_first_cell(work: Path)
         assert marker in kernel.run("%history -g marker").text
 
 
+def test_a_first_cell_that_never_ends_is_in_the_history(work: Path) -> None:
+    """A forked kernel opens the database after its start, whatever its first cell does."""
+    marker = f"marker = {time.monotonic_ns()}"
+    with session(work, ready=False) as kernel:
+        kernel.client.execute(f"{marker}; import time\nwhile True: time.sleep(60)")
+        time.sleep(2)  # it is opened 50 ms after the start, and its thread writes at once
+    with session(work) as kernel:
+        assert marker in kernel.run("%history -g marker").text
+
+
 def test_a_cell_that_is_not_stored_leaves_no_trace_in_the_history(kernel: Session) -> None:
     kernel.run("unstored = 1", store_history=False)
     kernel.run("stored = 2")

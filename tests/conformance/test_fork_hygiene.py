@@ -53,7 +53,7 @@ print(json.dumps({
     'dumpable': __import__('ctypes').CDLL(None).prctl(3),
     'oom': open('/proc/self/oom_score_adj').read(), 'timerslack': __import__('ctypes').CDLL(None).prctl(30),
     'children': open(f'/proc/self/task/{os.getpid()}/children').read(),
-    'mounts': [l.split(' ')[4] for l in open('/proc/self/mountinfo').read().splitlines()],
+    'mounts': sorted(l.split(' ')[4] for l in open('/proc/self/mountinfo').read().splitlines()),
     'cgroup': open('/proc/self/cgroup').read(), 'session': 'JPY_SESSION_NAME' in os.environ,
     'recursion': sys.getrecursionlimit(), 'switch': sys.getswitchinterval(), 'hooks': [sys.displayhook is get_ipython().displayhook, sys.excepthook.__name__],
     'stdin': [sys.stdin is None or sys.stdin.isatty()],

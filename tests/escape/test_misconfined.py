@@ -291,11 +291,13 @@ OWN_ROOT = (
     "mount = {steps}[step]; open_tree = __import__('sandboxruntime.syscalls').syscalls.open_tree; "
     "{steps}[step] = lambda c: (setattr(c, 'root_fd', open_tree(-100, '/', 0x88001)), mount(c))"
 )
+# Those that pid 1 makes before it has its orders, and those after it.
+NO_MASKS = f"{SKIP}; ahead = init.plan_proc; init.plan_proc = lambda: ahead()[:1]"
 FORKS = {
     "the filter": ("JOIN_STEPS", Step.SECCOMP, "seccomp", SKIP),
     "the filter of pid 1": ("CREATE_STEPS", Step.SECCOMP, "seccomp", SKIP),
     "closed descriptors": ("JOIN_STEPS", Step.CLOSE_FDS, "descriptors", SKIP),
-    "masks": ("CREATE_STEPS", Step.MASKS, "mounts", SKIP),
+    "masks": ("CREATE_STEPS", Step.MASKS, "mounts", NO_MASKS),
     "the user's root": ("CREATE_STEPS", Step.MOUNTS, "mounts", OWN_ROOT),
 }
 

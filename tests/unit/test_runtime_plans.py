@@ -20,8 +20,8 @@ from sandboxkernel.errors import KernelStartFailed, WorkFolderError
 from sandboxruntime.cgroup import Limits
 from sandboxruntime.errors import ContainerError, SetupError, SpecError, StateError, VerifyError
 from sandboxruntime.identity import check_identity
-from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS
-from sandboxruntime.mounts import Attach, Mask, plan_mounts
+from sandboxruntime.init import CREATE_STEPS, JOIN_STEPS, Ahead
+from sandboxruntime.mounts import Attach, Mask, plan_mounts, plan_proc
 from sandboxruntime.namespaces import render_map
 from sandboxruntime.request import encode_error
 from sandboxruntime.rlimits import DEFAULTS, NUMBERS
@@ -40,7 +40,14 @@ from sandboxruntime.spec import (
 )
 from sandboxruntime.steps import BUNDLE_STEPS, CHILD_STEPS, LAUNCHER_STEPS, Step
 from sandboxruntime.validate import validate
-from sandboxruntime.verify import NAMESPACES, Facts, check, read_limits, verify_running
+from sandboxruntime.verify import (
+    NAMESPACES,
+    Facts,
+    check,
+    read_limits,
+    root_device,
+    verify_running,
+)
 from tests.support import wait_until
 
 BASE = 0x70000000
@@ -234,6 +241,22 @@ def test_a_confined_process_passes() -> None:
     check(GOOD, SPEC, HOST, filters=1)
 
 
+def test_mounts_may_be_listed_in_any_order() -> None:
+    """Linux lists them in the order in which they were made, and some are made ahead."""
+    turned = "\n".join(reversed(MOUNTINFO.split("\n")))
+    check(dataclasses.replace(GOOD, mountinfo=turned), SPEC, HOST, filters=1)
+    assert root_device(turned) == root_device(MOUNTINFO) == "0:1"
+    assert root_device(f"{MOUNTINFO}\n1 1 0:9 / / rw - ext4 x rw") == ""
+
+
+def test_what_pid_1_mounts_ahead_is_what_a_spec_plans() -> None:
+    ahead = Ahead(7, tuple(plan_proc()))
+    assert len(ahead.operations) > 10
+    assert ahead.fits(SPEC)
+    assert not ahead.fits(dataclasses.replace(SPEC, masked_paths=MASKED_PATHS[1:]))
+    assert not ahead.fits(dataclasses.replace(SPEC, read_only_paths=()))
+
+
 GAPS: list[tuple[str, dict[str, Any]]] = [
     *(
         ("namespaces", {"namespaces": {**dict.fromkeys(NAMESPACES, 2), name: 1}})
@@ -262,6 +285,8 @@ GAPS: list[tuple[str, dict[str, Any]]] = [
     ("mounts", {"mountinfo": MOUNTINFO.replace("- overlay", "- ext4")}),
     ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw", " / /other rw")}),
     ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / /host rw - ext4 x rw"}),
+    ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / / rw,nosuid,nodev - ext4 x rw"}),
+    ("mounts", {"mountinfo": MOUNTINFO + "\n1 1 0:1 / / rw,nosuid,nodev - overlay x rw"}),
     ("mounts", {"mountinfo": MOUNTINFO.replace(" / / rw,nosuid", " / / rw")}),
     ("mounts", {"mountinfo": MOUNTINFO.replace("/dev/shm", "/dev/shn")}),
     ("mounts", {"mountinfo": MOUNTINFO.replace("/proc/kmsg", "/proc/acpi")}),

@@ -13,12 +13,13 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import site
 import socket
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -86,6 +87,8 @@ def prepare(preload: list[str]) -> Prepared:
     if code_ran:  # without files it does the same for everybody
         app.init_code()
     kernel.shell.run_cell("pass", store_history=False, silent=True)
+    # The formatters of results are made with the first one: most of what a first cell costs.
+    kernel.shell.display_formatter.format(0)
     return Prepared(
         app,
         kernel,
@@ -204,6 +207,9 @@ def _shadowed(packages: frozenset[str], env: dict[str, str]) -> str | None:
 def _initialize(prepared: Prepared, connection_file: str) -> None:
     """IPKernelApp.initialize() without what prepare() has done."""
     app, kernel = prepared.app, prepared.kernel
+    level = app.log.level
+    if all(handler.level > logging.INFO for handler in app.log.handlers):
+        app.log.setLevel(logging.WARNING)  # or it makes records that no handler takes
 
     from IPython.core.application import BaseIPythonApplication
 
@@ -222,6 +228,7 @@ def _initialize(prepared: Prepared, connection_file: str) -> None:
             stack.enter_context(_replaced(type(app), name, _nothing))
         stack.enter_context(_replaced(type(kernel), "instance", partial(_adopt, kernel)))
         app.initialize()
+    app.log.setLevel(level)
 
 
 def _nothing(*_: object) -> None:
@@ -251,7 +258,7 @@ def _adopt(kernel: Any, **traits: Any) -> Any:
     shell = kernel.shell
     for hook in (shell.displayhook, shell.display_pub):
         hook.pub_socket = traits["iopub_socket"]
-    arm_history(shell, sys.argv)
+    arm_history(shell, sys.argv, traits["control_thread"].io_loop)
     shell.init_environment()
     if os.environ.get("JPY_SESSION_NAME"):
         shell.user_ns["__session__"] = os.environ["JPY_SESSION_NAME"]
@@ -272,16 +279,22 @@ def _replaced(owner: type, name: str, value: object) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def learn_pages(prepared: Prepared) -> pages.Populator:
-    """Rehearse once more, from what is prepared: the memory that a start touches.
+def learn_pages(prepared: Prepared, first: Callable[[], None]) -> pages.Populator:
+    """Rehearse once more, from what is prepared: the memory that `first` and a start touch.
 
     It also proves that this image's ipykernel can be started in two halves. Raises
     ChildProcessError if it cannot.
     """
-    written, read = rehearse(
-        partial(_initialize, prepared), prepared.app, FIRST, partial(_touched, pages.mapped())
-    )
-    return pages.Populator(pages.Runs(tuple(map(tuple, written)), tuple(map(tuple, read))))
+
+    def start(connection_file: str) -> None:
+        first()
+        reset_process([sys.executable, "", connection_file, "3"], dict(os.environ))
+        _initialize(prepared, connection_file)
+
+    written, read = rehearse(start, prepared.app, FIRST, partial(_touched, pages.mapped()))
+    files = tuple(map(tuple, read))
+    shared = pages.share_tables(files)
+    return pages.Populator(pages.Runs(tuple(map(tuple, written)), () if shared else files))
 
 
 def _touched(inherited: list[tuple[int, int, bool]]) -> list[Any]:

@@ -12,14 +12,17 @@ import contextlib
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sandboxruntime.guest.pages import Populator
 
 Taken = tuple[socket.socket, list[str], dict[str, str]]  # what take_over() returns
-Populate = Callable[[], None]
 
 
 class Unfit(Exception):
@@ -46,7 +49,7 @@ def main() -> None:
         gc.freeze()
         # Nor does a child drop names of methods, wherever those are, to remember others.
         sys._clear_type_cache()
-        populate = warm.learn_pages(prepared)
+        populate = warm.learn_pages(prepared, _practise)
         _check_fit()
     except BaseException as exc:
         ready.sendall(json.dumps({"unfit": f"{type(exc).__name__}: {exc}"[:1000]}).encode())
@@ -63,7 +66,7 @@ def _check_fit() -> None:
         raise Unfit(f"{threads} threads run; a fork would take only one of them along")
 
 
-def _serve(control: socket.socket, populate: Populate) -> Taken:
+def _serve(control: socket.socket, populate: Populator) -> Taken:
     """Fork a child for every request until the launcher closes the socket. Returns in children."""
     from sandboxruntime import syscalls
     from sandboxruntime.channel import close_fds, recv_message
@@ -92,7 +95,7 @@ def _serve(control: socket.socket, populate: Populate) -> Taken:
         close_fds([fd for fd in (*fds[1:], pidfd) if fd >= 0])
 
 
-def _become_container(start: socket.socket, task_fds: list[int], populate: Populate) -> Taken:
+def _become_container(start: socket.socket, task_fds: list[int], populate: Populator) -> Taken:
     """Pid 1 of a new container, and its child, which becomes the kernel and returns.
 
     Both wait for the launcher's orders, which come once for each, and confine themselves side by
@@ -125,7 +128,9 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
             return _become_kernel(start, kernels_end, populate)
         kernels_end.close()
         attach_fd = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)  # any directory does
+        ahead = init.begin_ahead()
         context = _receive_orders(start, attach_fd)
+        context.ahead = ahead if ahead.fits(context.spec) else None
     except BaseException as exc:
         try:
             if not born:  # or it would not listen
@@ -138,8 +143,8 @@ def _become_container(start: socket.socket, task_fds: list[int], populate: Popul
         ours.send(b"r")
         ours.close()
 
-    steps = {**_remaining(init.CREATE_STEPS), Step.SESSION: init.begin_session}
-    init.confine(context, {**steps, Step.PIVOT: share_root})
+    steps = {**_remaining(init.CREATE_STEPS), Step.PIVOT: share_root}
+    init.confine(context, steps)
     try:
         init.be_init(context, child)
     except BaseException as exc:
@@ -150,19 +155,24 @@ def _remaining(steps: dict[Any, Any]) -> dict[Any, Any]:
     """Set-up without the steps that pid 1 has taken before it had its orders."""
     from sandboxruntime.steps import Step
 
-    taken = (Step.ENTER_CGROUP, Step.CGROUP_NAMESPACE)
+    taken = (Step.ENTER_CGROUP, Step.CGROUP_NAMESPACE, Step.SESSION, Step.LOOPBACK)
     return {step: function for step, function in steps.items() if step not in taken}
 
 
-def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populate) -> Taken:
-    """The kernel's process: confined by the same steps, in what pid 1 has made."""
-    from sandboxruntime import init
+def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populator) -> Taken:
+    """The kernel's process: confined by the same steps, in what pid 1 has made.
+
+    It has its memory copied whenever it would have to wait: for orders, root, payload.
+    """
+    from sandboxruntime import capabilities, init
     from sandboxruntime.channel import close_fds
     from sandboxruntime.handover import take_over
     from sandboxruntime.steps import Step
 
     try:
-        populate()
+        init.begin_session()
+        capabilities.drop_bounding()
+        populate.go_on(until=lambda: _is_readable(start))
         context = _receive_orders(start, -1)
         close_fds([context.exit_fd, *context.kept_fds])  # pid 1's alone
         context.exit_fd, context.kept_fds = -1, []
@@ -170,6 +180,7 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
         os._exit(70)
 
     def await_root(_context: init.Context) -> None:
+        populate.go_on(until=lambda: _is_readable(pid_1))
         if pid_1.recv(1) != b"r":
             raise EOFError("pid 1 has ended")
         pid_1.close()  # here: an object that outlived CLOSE_FDS would close another's number
@@ -177,17 +188,53 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
             raise OSError(f"working directory is {os.getcwd()}, not the new root")
 
     # What needs no root file system is done while pid 1 makes that.
-    early = (
-        Step.SESSION, Step.RLIMITS, Step.CREDENTIALS, Step.CAPABILITIES, Step.NO_NEW_PRIVS
-    )  # fmt: skip
-    steps = {
+    early = (Step.RLIMITS, Step.CREDENTIALS, Step.CAPABILITIES, Step.NO_NEW_PRIVS)
+    late = [step for step in init.JOIN_STEPS if step not in (*early, Step.SESSION)]
+    steps: dict[Step, Callable[[init.Context], None]] = {
         **{step: init.JOIN_STEPS[step] for step in early},
-        Step.SESSION: init.begin_session,
         Step.PIVOT: await_root,
-        **{step: function for step, function in init.JOIN_STEPS.items() if step not in early},
+        **{step: init.JOIN_STEPS[step] for step in late},
     }
     init.confine(context, steps)
-    return take_over(context.handover_fd, context.status_fd)
+    return take_over(context.handover_fd, context.status_fd, meanwhile=populate.finish)
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def _practise() -> None:
+    """In a rehearsal: what a child does before it is the kernel, as far as that needs no right.
+
+    It teaches which memory that touches.
+    """
+    from sandboxruntime import init, landlock, rlimits
+    from sandboxruntime.cgroup import Limits
+    from sandboxruntime.spec import (
+        Bind,
+        Credentials,
+        IdMapping,
+        Process,
+        Rootfs,
+        Spec,
+        from_json,
+        to_json,
+    )
+    from sandboxruntime.zygote import decode_program, encode_program
+
+    ids = (IdMapping(0, 1, 1),)
+    spec = Spec(
+        "container", "host", Rootfs(("/lower",), "/upper", "/work"),
+        Process(1000, 1000, {"RLIMIT_NOFILE": (1, 1)}), ids, ids, "group", Limits(),
+        binds=(Bind("/work", "/work", Credentials(1000, 1000)),), writable=("/tmp",),
+    )  # fmt: skip
+    orders = json.dumps({"spec": to_json(spec), "seccomp": encode_program(bytes(4096))})
+    message = json.loads(orders)
+    decode_program(message["seccomp"])
+    context = init.context_from(from_json(Spec, message["spec"]), b"", -1, [-1] * 7)
+    rlimits.plan_own({**rlimits.DEFAULTS, **context.spec.process.rlimits})
+    landlock.plan_ruleset(landlock.abi_version() or 1, context.spec.writable)
+    init.default_signals()
 
 
 def _receive_orders(start: socket.socket, attach_fd: int) -> Any:
