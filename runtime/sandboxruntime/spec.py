@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,8 +29,8 @@ __all__ = [
     "Process",
     "Rootfs",
     "Spec",
+    "decoder",
     "from_json",
-    "prepare_decoding",
     "to_json",
 ]
 
@@ -179,8 +180,14 @@ class Spec:
 
 
 def to_json(value: Any) -> Any:
-    """Turn a spec into JSON types."""
-    return dataclasses.asdict(value)
+    """Turn a spec into JSON types. Many times sooner than dataclasses.asdict(), which copies."""
+    if dataclasses.is_dataclass(value):
+        return {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    return value
 
 
 T = TypeVar("T")
@@ -188,64 +195,83 @@ T = TypeVar("T")
 
 def from_json(cls: type[T], data: Any, path: str = "spec") -> T:
     """Build a dataclass of this package from JSON types; SpecError names the offending member."""
-    return typing.cast(T, _decode(cls, data, path))
+    build = decoder(cls)  # type: ignore[arg-type]  # a class is hashable
+    return typing.cast(T, build(data, (None, path)))
 
 
-def _decode(kind: Any, data: Any, path: str) -> Any:
+# Where a value is in its document: the place of what it is a member of, and its own name. It is
+# rendered for errors alone.
+_Place = tuple[Any, str]
+_Decoder = Callable[[Any, _Place], Any]
+
+
+def _render(place: _Place) -> str:
+    parent, name = place
+    return name if parent is None else _render(parent) + name
+
+
+@functools.cache
+def decoder(kind: Any) -> _Decoder:
+    """What builds a `kind` from JSON types, made once: annotations are dearer than the decoding."""
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, data, path)
+        hints: dict[str, Any] = typing.get_type_hints(kind)
+        members = {name: (f".{name}", decoder(hint)) for name, hint in hints.items()}
+        return functools.partial(_decode_dataclass, kind, members)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _decode(kind, data, path)
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return functools.partial(_decode_optional, decoder(inner))
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return functools.partial(_decode_items, decoder(arguments[0]))
     if origin is tuple:
-        items = _expect(data, (list, tuple), path)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(
-                _decode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items)
-            )
-        if len(items) != len(arguments):
-            raise SpecError(f"{path} has {len(items)} items, not {len(arguments)}", field=path)
-        return tuple(_decode(a, item, path) for a, item in zip(arguments, items, strict=True))
+        return functools.partial(_decode_tuple, tuple(map(decoder, arguments)))
     if origin is dict:
-        items = _expect(data, dict, path)
-        return {
-            str(key): _decode(arguments[1], item, f"{path}.{key}") for key, item in items.items()
-        }
-    return _expect(data, kind, path)
+        return functools.partial(_decode_dict, decoder(arguments[1]))
+    return functools.partial(_expect, kind)
 
 
-def _expect(data: Any, kind: Any, path: str) -> Any:
+def _expect(kind: Any, data: Any, place: _Place) -> Any:
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        path = _render(place)
         raise SpecError(f"{path} is {type(data).__name__}, not {kind}", field=path)
     return data
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _decode_optional(inner: _Decoder, data: Any, place: _Place) -> Any:
+    return None if data is None else inner(data, place)
 
 
-def prepare_decoding(kind: Any = Spec) -> None:
-    """Evaluate the annotations now that from_json() will need: many times dearer than decoding."""
-    if dataclasses.is_dataclass(kind):
-        members: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
-        for hint in members.values():
-            prepare_decoding(hint)
-    for argument in typing.get_args(kind):
-        prepare_decoding(argument)
+def _decode_items(inner: _Decoder, data: Any, place: _Place) -> Any:
+    items = _expect((list, tuple), data, place)
+    return tuple(inner(item, (place, f"[{index}]")) for index, item in enumerate(items))
 
 
-def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
-    members = _expect(data, dict, path)
-    hints = _hints(kind)
-    unknown = set(members) - set(hints)
-    if unknown:
-        raise SpecError(f"{path} has unknown members {sorted(unknown)}", field=path)
-    values = {name: _decode(hints[name], item, f"{path}.{name}") for name, item in members.items()}
+def _decode_tuple(inner: tuple[_Decoder, ...], data: Any, place: _Place) -> Any:
+    items = _expect((list, tuple), data, place)
+    if len(items) != len(inner):
+        path = _render(place)
+        raise SpecError(f"{path} has {len(items)} items, not {len(inner)}", field=path)
+    return tuple(decode(item, place) for decode, item in zip(inner, items, strict=True))
+
+
+def _decode_dict(inner: _Decoder, data: Any, place: _Place) -> Any:
+    items = _expect(dict, data, place)
+    return {str(key): inner(item, (place, f".{key}")) for key, item in items.items()}
+
+
+def _decode_dataclass(
+    kind: Any, members: dict[str, tuple[str, _Decoder]], data: Any, place: _Place
+) -> Any:
+    found = _expect(dict, data, place)
+    values = {}
+    for name, item in found.items():
+        if name not in members:
+            path, unknown = _render(place), sorted(set(found) - set(members))
+            raise SpecError(f"{path} has unknown members {unknown}", field=path)
+        own, decode = members[name]
+        values[name] = decode(item, (place, own))
     try:
         return kind(**values)
     except TypeError as exc:
+        path = _render(place)
         raise SpecError(f"{path}: {exc}", field=path) from exc

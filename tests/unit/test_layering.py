@@ -38,6 +38,7 @@ ONLY_IN = {
     "ctypes": {
         "sandboxruntime.syscalls",
         "sandboxruntime.guest.hygiene",
+        "sandboxruntime.guest.immortal",
         "sandboxruntime.guest.pages",
     },
     "jupyter_client": {

@@ -39,13 +39,14 @@ def main() -> None:
     try:
         # Everything that a child needs is imported here, once, and before sys.path is the user's.
         from sandboxruntime import handover, init, namespaces, spec, steps, zygote  # noqa: F401
-        from sandboxruntime.guest import warm
+        from sandboxruntime.guest import immortal, warm
 
         prepared = warm.prepare(preload)
         del sys.path[0]
-        spec.prepare_decoding()
+        spec.decoder(spec.Spec)
         # What an import made stays; frozen, no collection in a child touches, and so copies, it.
         gc.collect()
+        immortal.immortalise()
         gc.freeze()
         # Nor does a child drop names of methods, wherever those are, to remember others.
         sys._clear_type_cache()
