@@ -350,7 +350,9 @@ def _parse_mountinfo(text: str) -> list[_Mount]:
     for line in filter(None, text.split("\n")):
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
+        point = fields[4]
+        if "\\" in point:
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), point)
         if any(option.startswith(("shared:", "master:")) for option in fields[6:]):
             point = f"{point} (propagating)"
         options = frozenset(fields[5].split(","))
@@ -385,7 +387,7 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
     cover = MountAttr(0) if spec.executor is not None else DEVICE_ATTRIBUTES
     for mount in mounts:
         flags = expected.get(mount.point, cover)
-        wanted = {word for flag, word in ATTRIBUTE_WORDS.items() if flag & flags}
+        wanted = _words(flags)
         if not wanted <= mount.options:
             return f"{mount.point} lacks {','.join(sorted(wanted - mount.options))}"
         if mount.point in read_only and "ro" not in mount.options:
@@ -393,6 +395,11 @@ def _check_mounts(facts: Facts, spec: Spec) -> str | None:
         if mount.point in masks - read_only and not _covers(mount):
             return f"{mount.point} is masked by {mount.root} of {mount.fstype}"
     return None
+
+
+@functools.cache
+def _words(flags: MountAttr) -> frozenset[str]:
+    return frozenset(word for flag, word in ATTRIBUTE_WORDS.items() if flag & flags)
 
 
 def _expected_flags(spec: Spec) -> dict[str, MountAttr]:

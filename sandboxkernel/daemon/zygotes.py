@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 SETTLE_S = 0.5  # a zygote waits so long, so that the kernel that asked for it is not slowed down
 RETRY_S = 60.0  # after a zygote that turned out unfit
 FORKS_MAX = 2000  # then a fresh one: its children share hash seed and address layout
+MEMORY_EVERY = 8  # forks, after which it is seen whether the zygote has grown
 AGE_MAX_S = 6 * 3600.0
 # Every child has a keyring of the zygote's uid, and kernel.keys.maxkeys is 200 (keyrings(7)).
 LIVE_MAX = 150
@@ -134,7 +135,7 @@ class Zygotes:
         worn = current is not None and (
             current.forks >= FORKS_MAX
             or current.live >= LIVE_MAX
-            or self._memory(current) - current.memory_when_ready > GROWTH_MAX
+            or (current.forks % MEMORY_EVERY == 0 and self._has_grown(current))
             or time.monotonic() - current.born > AGE_MAX_S
         )
         if (current is not None and not worn) or time.monotonic() < self._not_before.get(key, 0):
@@ -193,6 +194,9 @@ class Zygotes:
             return Cgroup(self._runtime.layout, zygote.lease.cgroup).usage().memory_bytes
         except (OSError, ContainerError):
             return 0  # not made yet, or just gone
+
+    def _has_grown(self, zygote: Zygote) -> bool:
+        return self._memory(zygote) - zygote.memory_when_ready > GROWTH_MAX
 
     async def close(self) -> None:
         """End all of them: the daemon stops."""
