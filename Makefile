@@ -110,7 +110,7 @@ test-vm-all: $(TEST_STAMP) ## The same with what takes minutes each: an hour
 lanes: ## Write docs/lanes.md from the records of `make test`, `make test-runc` and `make test-vm-all`
 	$(BIN)/python -m tests.lanes --v1 test-results/*.xml --v2 vm-results/*/junit-*.xml
 
-bench: $(BENCH_STAMP) ## Every metric but those of 500 and more kernels, beside a plain kernel: 15 minutes
+bench: $(BENCH_STAMP) ## Every metric but those of 500 and more kernels, beside a plain kernel: half an hour
 	$(BENCH) --json docs/benchmarks/bench.json
 	$(BENCH).report docs/benchmarks/*.json
 

@@ -24,7 +24,7 @@ class Group:
 
 GROUPS = (
     Group("cell", "cell round trips", steady.measure_round_trips),
-    Group("starts", "first reply, shutdown, what it leaves", starts.measure_starts, 40),
+    Group("starts", "first reply, shutdown, what it leaves", starts.measure_starts, 200),
     Group("imports", "a first cell that imports preloaded packages", starts.measure_imports, 20),
     Group("restart", "restart to the first reply", starts.measure_restarts, 20),
     Group("ready", "start_kernel and wait_for_ready", frontends.measure_ready, 20),
