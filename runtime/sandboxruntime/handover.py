@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -120,12 +119,8 @@ def execute(
         _refuse(sock, exc)
 
 
-def take_over(
-    handover_fd: int, *others: int, meanwhile: Callable[[], None] | None = None
-) -> tuple[socket.socket, list[str], dict[str, str]]:
+def take_over(handover_fd: int, *others: int) -> tuple[socket.socket, list[str], dict[str, str]]:
     """Close `others`, greet, receive the payload, put its files and descriptors in place.
-
-    `meanwhile` is called once the daemon has been greeted, while that verifies this process.
 
     Returns the socket, argv and environment. Closing the socket, as an exec does, tells the
     daemon that the hand-over has succeeded. On failure the daemon is told and the process ends.
@@ -140,8 +135,6 @@ def take_over(
         pass  # already a session leader: a process that joined by exec
     try:
         sock.sendall(HELLO)
-        if meanwhile is not None:
-            meanwhile()
         record, fds = _receive(sock)
         _place_files(record["files"])
         _place_fds(sock, fds, output_fds=record["output_fds"])

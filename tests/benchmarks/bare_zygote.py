@@ -46,7 +46,7 @@ def main() -> None:
         if pid == 0:
             watch.close()
             control.close()
-            populate.go_on(until=lambda: False)
+            populate()
             argv = [sys.executable, program, request.decode(), str(FIRST_FD)]
             _become_kernel(warm.finish, prepared, handover, argv, list(fds))
         handover.close()

@@ -192,7 +192,7 @@ FOUND = {
         "group.directory_fd": "step cgroup",  # descriptors of the cgroup stayed open
         "socket.socketpair in zygote.ask": "step cgroup",  # the same
         "guest.zygote._receive_orders": "step idmap",  # nobody was told, or of another step
-        "pages.go_on": "",  # memory was not copied ahead, and so the kernel ended
+        "pages.__call__": "",  # memory was not copied ahead, and so the kernel ended
     },
     "exec": {
         # A forked launcher returned to its loop, and the program ran with nobody to wait for it.

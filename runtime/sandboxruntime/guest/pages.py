@@ -14,7 +14,6 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,8 +22,7 @@ __all__ = ["Populator", "Runs", "mapped", "touched"]
 
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23  # Linux 5.14
 PRESENT, SHARED_OR_FILE, EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
-NR_PROCESS_MADVISE = 440  # the same on every architecture
-PART = 256  # runs a call: half a millisecond, then it is seen whether something else is to do
+NR_PROCESS_MADVISE, IOV_MAX = 440, 1024  # the number is the same on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _madvise = _libc["madvise"]
@@ -94,32 +92,8 @@ def _runs(pages: list[int]) -> tuple[tuple[int, int], ...]:
     return tuple((s, e + mmap.PAGESIZE - s) for s, e in zip(starts, ends, strict=True))
 
 
-def share_tables(runs: tuple[tuple[int, int], ...]) -> bool:
-    """Map these pages of files here, and have forks inherit that: without a fault, they have them.
-
-    fork(2) copies the page table of a mapping that nobody writes to only where a page of it was
-    written once (vma_needs_copy(), mm/memory.c): so one byte is written as it is. False where
-    /proc/self/mem refuses that (proc_mem.force_override), or Linux is older than 5.14.
-    """
-    vector = (_Iovec * len(runs))(*(_Iovec(*each) for each in runs))
-    if not _advise_each(MADV_POPULATE_READ, vector):
-        return False
-    try:
-        fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        for last in [end - 1 for _, end, writable in mapped() if not writable]:
-            os.pwrite(fd, os.pread(fd, 1, last), last)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
 class Populator:
-    """Has the pages of runs copied and mapped. Made in the zygote, used up in its children."""
+    """Has the pages of runs copied and mapped. Made in the zygote, used in its children."""
 
     def __init__(self, runs: Runs) -> None:
         self._calls = [
@@ -127,43 +101,24 @@ class Populator:
             for advice, ranges in (
                 (MADV_POPULATE_WRITE, runs.written), (MADV_POPULATE_READ, runs.read)
             )
-            for part in (ranges[i : i + PART] for i in range(0, len(ranges), PART))
+            for part in (ranges[i : i + IOV_MAX] for i in range(0, len(ranges), IOV_MAX))
         ]  # fmt: skip
-        self._next = 0
 
-    def go_on(self, until: Callable[[], bool]) -> None:
-        """Copy what is left, or as much until `until` says that there is something else to do.
-
-        Where Linux cannot, pages come one by one as always.
-        """
-        if self._next == len(self._calls):
-            return
+    def __call__(self) -> None:
+        """Now, in this process. Where Linux cannot, they come one by one as always."""
         try:
             pidfd = os.pidfd_open(os.getpid())
         except OSError:
             return
-        while self._next < len(self._calls) and not until():
-            advice, vector, total = self._calls[self._next]
-            self._next += 1
+        for advice, vector, total in self._calls:
             done = _syscall(
                 NR_PROCESS_MADVISE, ctypes.c_long(pidfd), ctypes.byref(vector),
                 ctypes.c_long(len(vector)), ctypes.c_long(advice), ctypes.c_long(0),
             )  # fmt: skip
             # Before Linux 6.13 it takes no such advice; and it stops at a range that is unmapped.
-            if done != total:
-                self._each(advice, vector)
+            if done != total and not _advise_each(advice, vector):
+                break
         os.close(pidfd)
-
-    def finish(self) -> None:
-        """Copy what is left, in a confined process: with no descriptor, and by madvise(2) alone."""
-        while self._next < len(self._calls):
-            advice, vector, _ = self._calls[self._next]
-            self._next += 1
-            self._each(advice, vector)
-
-    def _each(self, advice: int, vector: Any) -> None:
-        if not _advise_each(advice, vector):
-            self._next = len(self._calls)
 
 
 def _total(ranges: tuple[tuple[int, int], ...]) -> int:

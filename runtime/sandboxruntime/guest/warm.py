@@ -292,9 +292,7 @@ def learn_pages(prepared: Prepared, first: Callable[[], None]) -> pages.Populato
         _initialize(prepared, connection_file)
 
     written, read = rehearse(start, prepared.app, FIRST, partial(_touched, pages.mapped()))
-    files = tuple(map(tuple, read))
-    shared = pages.share_tables(files)
-    return pages.Populator(pages.Runs(tuple(map(tuple, written)), () if shared else files))
+    return pages.Populator(pages.Runs(tuple(map(tuple, written)), tuple(map(tuple, read))))
 
 
 def _touched(inherited: list[tuple[int, int, bool]]) -> list[Any]:

@@ -12,17 +12,14 @@ import contextlib
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from sandboxruntime.guest.pages import Populator
+from typing import Any
 
 Taken = tuple[socket.socket, list[str], dict[str, str]]  # what take_over() returns
+Populate = Callable[[], None]
 
 
 class Unfit(Exception):
@@ -67,7 +64,7 @@ def _check_fit() -> None:
         raise Unfit(f"{threads} threads run; a fork would take only one of them along")
 
 
-def _serve(control: socket.socket, populate: Populator) -> Taken:
+def _serve(control: socket.socket, populate: Populate) -> Taken:
     """Fork a child for every request until the launcher closes the socket. Returns in children."""
     from sandboxruntime import syscalls
     from sandboxruntime.channel import close_fds, recv_message
@@ -96,7 +93,7 @@ def _serve(control: socket.socket, populate: Populator) -> Taken:
         close_fds([fd for fd in (*fds[1:], pidfd) if fd >= 0])
 
 
-def _become_container(start: socket.socket, task_fds: list[int], populate: Populator) -> Taken:
+def _become_container(start: socket.socket, task_fds: list[int], populate: Populate) -> Taken:
     """Pid 1 of a new container, and its child, which becomes the kernel and returns.
 
     Both wait for the launcher's orders, which come once for each, and confine themselves side by
@@ -160,20 +157,17 @@ def _remaining(steps: dict[Any, Any]) -> dict[Any, Any]:
     return {step: function for step, function in steps.items() if step not in taken}
 
 
-def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populator) -> Taken:
-    """The kernel's process: confined by the same steps, in what pid 1 has made.
-
-    It has its memory copied whenever it would have to wait: for orders, root, payload.
-    """
+def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populate) -> Taken:
+    """The kernel's process: confined by the same steps, in what pid 1 has made."""
     from sandboxruntime import capabilities, init
     from sandboxruntime.channel import close_fds
     from sandboxruntime.handover import take_over
     from sandboxruntime.steps import Step
 
     try:
+        populate()
         init.begin_session()
         capabilities.drop_bounding()
-        populate.go_on(until=lambda: _is_readable(start))
         context = _receive_orders(start, -1)
         close_fds([context.exit_fd, *context.kept_fds])  # pid 1's alone
         context.exit_fd, context.kept_fds = -1, []
@@ -181,7 +175,6 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
         os._exit(70)
 
     def await_root(_context: init.Context) -> None:
-        populate.go_on(until=lambda: _is_readable(pid_1))
         if pid_1.recv(1) != b"r":
             raise EOFError("pid 1 has ended")
         pid_1.close()  # here: an object that outlived CLOSE_FDS would close another's number
@@ -197,11 +190,7 @@ def _become_kernel(start: socket.socket, pid_1: socket.socket, populate: Populat
         **{step: init.JOIN_STEPS[step] for step in late},
     }
     init.confine(context, steps)
-    return take_over(context.handover_fd, context.status_fd, meanwhile=populate.finish)
-
-
-def _is_readable(sock: socket.socket) -> bool:
-    return bool(select.select([sock], [], [], 0)[0])
+    return take_over(context.handover_fd, context.status_fd)
 
 
 def _practise() -> None:
