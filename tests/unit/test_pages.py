@@ -50,7 +50,9 @@ def test_one_by_one_where_linux_takes_no_vector(
     memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "NR_PROCESS_MADVISE", -1)
-    populate = Populator(Runs(((memory, 2 * mmap.PAGESIZE), (memory + 8 * mmap.PAGESIZE, 4096))))
+    populate = Populator(
+        Runs(((memory, 2 * mmap.PAGESIZE), (memory + 8 * mmap.PAGESIZE, mmap.PAGESIZE)))
+    )
     assert copied_in_fork(memory, populate) == 3
 
 

@@ -4,8 +4,8 @@ Sources: PEP 683; CPython, Include/internal/pycore_object.h and Include/refcount
 
 Since CPython 3.12 an object is immortal while the lower half of its reference count is negative:
 counting leaves it alone. An interpreter makes only a few so; a zygote makes all that it holds, for
-they are there as long as its children are. Half of the pages that a child would write are written
-for their counts alone.
+they are there as long as its children are. Two fifths of the pages that a start would write are
+written for their counts alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import types
 
 __all__ = ["immortalise"]
 
-# They are left by running on, not by their references.
+# These end by themselves, and are to be freed then.
 _RUNNING = (types.FrameType, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -35,10 +35,9 @@ def immortalise() -> int:
     at = ctypes.c_int32.from_address
     count = 0
     pending = gc.get_objects()
-    own = {id(pending), id(sys._getframe())}
     while pending:
         found = pending.pop()
-        if isinstance(found, _RUNNING) or id(found) in own:
+        if isinstance(found, _RUNNING) or found is pending:
             continue
         half = at(id(found))
         if half.value < 0:

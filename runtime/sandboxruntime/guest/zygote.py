@@ -198,30 +198,20 @@ def _practise() -> None:
 
     It teaches which memory that touches.
     """
-    from sandboxruntime import init, landlock, rlimits
+    from sandboxruntime import init, landlock, rlimits, spec
     from sandboxruntime.cgroup import Limits
-    from sandboxruntime.spec import (
-        Bind,
-        Credentials,
-        IdMapping,
-        Process,
-        Rootfs,
-        Spec,
-        from_json,
-        to_json,
-    )
     from sandboxruntime.zygote import decode_program, encode_program
 
-    ids = (IdMapping(0, 1, 1),)
-    spec = Spec(
-        "container", "host", Rootfs(("/lower",), "/upper", "/work"),
-        Process(1000, 1000, {"RLIMIT_NOFILE": (1, 1)}), ids, ids, "group", Limits(),
-        binds=(Bind("/work", "/work", Credentials(1000, 1000)),), writable=("/tmp",),
+    ids = (spec.IdMapping(0, 1, 1),)
+    example = spec.Spec(
+        "container", "host", spec.Rootfs(("/lower",), "/upper", "/work"),
+        spec.Process(1000, 1000, {"RLIMIT_NOFILE": (1, 1)}), ids, ids, "group", Limits(),
+        binds=(spec.Bind("/work", "/work", spec.Credentials(1000, 1000)),), writable=("/tmp",),
     )  # fmt: skip
-    orders = json.dumps({"spec": to_json(spec), "seccomp": encode_program(bytes(4096))})
+    orders = json.dumps({"spec": spec.to_json(example), "seccomp": encode_program(bytes(4096))})
     message = json.loads(orders)
     decode_program(message["seccomp"])
-    context = init.context_from(from_json(Spec, message["spec"]), b"", -1, [-1] * 7)
+    context = init.context_from(spec.from_json(spec.Spec, message["spec"]), b"", -1, [-1] * 7)
     rlimits.plan_own({**rlimits.DEFAULTS, **context.spec.process.rlimits})
     landlock.plan_ruleset(landlock.abi_version() or 1, context.spec.writable)
     init.default_signals()
