@@ -99,8 +99,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """`make test`: a skip without a reviewed reason is a failure."""
+    """`make test`: a skip without a reviewed reason is a failure, which shows the daemons' logs."""
     report = yield
+    if report.failed:
+        report.sections += support.daemon_logs()
     if support.MUST_RUN and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if reason.removeprefix("Skipped: ") not in REVIEWED_SKIPS:

@@ -32,6 +32,7 @@ RANDOM = bool(os.environ.get("SANDBOXKERNEL_TEST_RANDOM"))
 # An emulated processor is many times slower than ours (tests/vm).
 SLOWDOWN = float(os.environ.get("SANDBOXKERNEL_TEST_SLOWDOWN", "1"))
 DEADLINE_S = 30.0 * SLOWDOWN
+LOG_SHOWN = 5_000  # characters of a daemon's log, with a test that fails
 # The host image takes seconds to build: the daemons of the tests share one store of images, by a
 # link. The rest of a data directory is one daemon's.
 SHARED_DATA = Path(os.environ.get("SANDBOXKERNEL_TEST_DATA", "/var/tmp/sandboxkernel-tests"))
@@ -184,6 +185,13 @@ def running_daemon(
         shutil.rmtree(run_dir)
         if data_dir is None:
             remove_tree(data)
+
+
+def daemon_logs() -> Iterator[tuple[str, str]]:
+    """Where the log of every daemon that runs is, and the end of it."""
+    for run_dir in _daemons:
+        for path in run_dir.glob("*.log"):
+            yield str(path), path.read_text(errors="replace")[-LOG_SHOWN:]
 
 
 def make_data_dir(path: Path) -> Path:

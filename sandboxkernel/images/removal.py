@@ -13,6 +13,7 @@ from sandboxkernel.images.treewalk import TreeCursor, open_cursor
 __all__ = ["remove_tree"]
 
 NAMES_MAX = 10_000  # held of one directory: it may have millions, at a dozen bytes of disk each
+ROUNDS = 100  # through a tree that somebody else removes, too
 
 
 def remove_tree(path: Path) -> None:
@@ -21,15 +22,25 @@ def remove_tree(path: Path) -> None:
     The caller owns the parent directory and nobody else may write there; no process uses the tree
     any more. Links are removed, never followed; a mounted file system stops it. Raises OSError.
     """
-    try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            with open_cursor(path) as cursor:
-                _empty(cursor)
-            os.rmdir(path)
-        else:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass  # somebody else removed it, which is what we want
+    for rounds_left in reversed(range(ROUNDS)):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return  # somebody else removed it, which is what we want
+        try:
+            return _remove(path, is_directory=stat.S_ISDIR(mode))
+        except FileNotFoundError:
+            if rounds_left == 0:  # something in it went, and the rest may be there yet
+                raise
+
+
+def _remove(path: Path, *, is_directory: bool) -> None:
+    if not is_directory:
+        os.unlink(path)
+        return
+    with open_cursor(path) as cursor:
+        _empty(cursor)
+    os.rmdir(path)
 
 
 @dataclass(slots=True)

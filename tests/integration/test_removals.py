@@ -16,6 +16,7 @@ from sandboxkernel.models import CheckFinding, Kernel, KernelRestart, Removal
 from sandboxruntime.cgroup import Cgroup, read_layout
 from tests.support import (
     CGROUP_PARENT,
+    DEADLINE_S,
     RunningDaemon,
     by_executor,
     running_daemon,
@@ -23,6 +24,8 @@ from tests.support import (
     wait_until,
     warm_up,
 )
+
+pytestmark = pytest.mark.timeout(300)
 
 CONFIG = """
 c.SandboxKernelDaemon.max_zygotes = 0
@@ -87,6 +90,11 @@ def actions(own: RunningDaemon) -> list[str]:
     return [event.action for event in own.client().events()]
 
 
+def wait_for_the_next_try(condition: Callable[[], bool]) -> None:
+    """Wait for it as long as the intervals have grown to: a check may take long meanwhile."""
+    wait_until(condition, timeout_s=3 * DEADLINE_S, what="it is given back by itself")
+
+
 def is_gone(own: RunningDaemon, name: str) -> bool:
     with contextlib.suppress(KernelNotFound):
         own.client().inspect(name)
@@ -114,7 +122,7 @@ def test_a_layer_that_is_held_is_removed_once_it_is_not(own: RunningDaemon) -> N
         with sandbox(own, "true"):
             pass  # others start and go meanwhile
         let_go()
-        wait_until(lambda: is_gone(own, kernel.id), what="it is removed by itself")
+        wait_for_the_next_try(lambda: is_gone(own, kernel.id))
     assert not (own.data_dir / "scratch" / kernel.id).exists()
     assert leases(own) == []
     told_of = actions(own)
@@ -149,7 +157,7 @@ def test_an_end_is_told_also_while_its_cgroup_is_held(own: RunningDaemon) -> Non
         state = wait_until(lambda: pending(own, kernel.id, attempts=2), what="another attempt")
         assert "cannot remove" in state.reason
         let_go()
-        wait_until(lambda: client.inspect(kernel.id).removal is None, what="it is given back")
+        wait_for_the_next_try(lambda: client.inspect(kernel.id).removal is None)
         again = client.restart(kernel.id, KernelRestart())
         assert (again.state, again.generation) == ("running", 2)
 
@@ -164,7 +172,7 @@ def test_the_next_daemon_goes_on_with_it(own: RunningDaemon) -> None:
         assert is_gone(own, kernel.id)  # its user has seen the last of it
         assert finding(own, kernel.id) is not None and leases(own) == [kernel.id]
         let_go()
-        wait_until(lambda: leases(own) == [], what="it is removed by itself")
+        wait_for_the_next_try(lambda: leases(own) == [])
     assert not (own.data_dir / "scratch" / kernel.id).exists()
 
 
@@ -187,7 +195,5 @@ def test_what_is_ahead_of_starts_is_given_back_once_nothing_holds_it(
             successor = warm_up(own)  # starts go on meanwhile
             assert successor is not None and successor.id != zygote.id
             let_go()
-            wait_until(lambda: finding(own, name) is None, what="it is given back")
-        wait_until(
-            lambda: not {zygote.id, *zygote.spares} & set(leases(own)), what="their leases end"
-        )
+            wait_for_the_next_try(lambda: finding(own, name) is None)
+        wait_for_the_next_try(lambda: not {zygote.id, *zygote.spares} & set(leases(own)))

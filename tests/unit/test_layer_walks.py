@@ -90,6 +90,32 @@ def test_a_removal_reads_a_few_names_at_a_time_and_leaves_none(
     assert reads.most == 7
 
 
+@pytest.mark.parametrize("times", [1, 99, 100])
+def test_a_removal_ends_only_when_the_tree_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    top = tmp_path / "top"
+    make_tree(top, levels=2, files=3)
+    gone = 0
+    unlink = os.unlink
+
+    def taken_away(name: str, *, dir_fd: int | None = None) -> None:
+        nonlocal gone
+        gone += 1
+        if gone <= times:  # as by somebody who removes the tree, too
+            raise FileNotFoundError(name)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", taken_away)
+    if times < removal.ROUNDS:
+        remove_tree(top)
+    else:
+        with pytest.raises(FileNotFoundError):
+            remove_tree(top)
+    monkeypatch.undo()
+    assert top.exists() == (times == removal.ROUNDS)
+
+
 def test_the_size_of_links_is_told_also_of_more_than_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
