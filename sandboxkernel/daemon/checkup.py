@@ -53,11 +53,14 @@ class Checkup:
             else:
                 findings.append(finding)
         images = await asyncio.to_thread(self._kernels.images.store.list)
+        layers: dict[str, str] = {}
         for image in images:
-            problems = await asyncio.to_thread(self._kernels.images.store.verify, image.ref)
+            verify = self._kernels.images.store.verify
+            problems = await asyncio.to_thread(verify, image.ref, layers)
             found = [CheckFinding(kind="image", object=image.ref, problem=p) for p in problems]
             if found and repair:
                 found = await self._rebuild(image.ref, found)
+                layers.clear()  # others that share its layers may be whole again
             findings += found
         findings += await self._pending(repair=repair)
         return CheckReport(findings=findings, checked={**checked, "images": len(images)})

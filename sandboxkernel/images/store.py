@@ -115,28 +115,42 @@ class ImageStore:
         by_name = sorted(images, key=lambda image: (image.ref.startswith("sha256:"), image.ref))
         return tuple(by_name)
 
-    def verify(self, ref: str) -> tuple[str, ...]:
+    def verify(self, ref: str, known: dict[str, str] | None = None) -> tuple[str, ...]:
         """Hash an image's blobs and unpacked trees again; return what is wrong, one per line.
 
-        Takes seconds. Raises RequestError or ImageNotFound.
+        Takes seconds, so what is in `known` (object to what is wrong with it, "" for nothing) is
+        not looked at again, and what has been looked at is added: images share layers. Raises
+        RequestError or ImageNotFound.
         """
         descriptor = find_descriptor(self._index().manifests, ref)
         try:
             manifest, config = self._documents(descriptor)
         except SandboxError as exc:
             return (exc.message,)
+        known = {} if known is None else known
         problems = []
         for layer in manifest.layers:
-            path = self._blobs / Digest.parse(layer.digest).hex
-            if not path.is_file() or hash_file(path) != (layer.digest, layer.size):
-                problems.append(f"layer blob {layer.digest} is missing or damaged")
+            blob = f"layer blob {layer.digest} of {layer.size} bytes"
+            if blob not in known:
+                known[blob] = self._problem_of_blob(layer)
+            problems.append(known[blob])
         for diff_id in config.rootfs.diff_ids:
-            tree = self._unpacked / Digest.parse(diff_id).hex
-            if not tree.is_dir():
-                problems.append(f"layer {diff_id} is not unpacked")
-            elif str(digest_tree(tree)) != diff_id:
-                problems.append(f"unpacked layer {diff_id} was changed")
-        return tuple(problems)
+            if diff_id not in known:
+                known[diff_id] = self._problem_of_tree(diff_id)
+            problems.append(known[diff_id])
+        return tuple(filter(None, problems))
+
+    def _problem_of_blob(self, layer: Descriptor) -> str:
+        path = self._blobs / Digest.parse(layer.digest).hex
+        if path.is_file() and hash_file(path) == (layer.digest, layer.size):
+            return ""
+        return f"layer blob {layer.digest} is missing or damaged"
+
+    def _problem_of_tree(self, diff_id: str) -> str:
+        tree = self._unpacked / Digest.parse(diff_id).hex
+        if not tree.is_dir():
+            return f"layer {diff_id} is not unpacked"
+        return "" if str(digest_tree(tree)) == diff_id else f"unpacked layer {diff_id} was changed"
 
     def disk_usage(self) -> int:
         """Bytes that the store occupies on disk (st_blocks), everything included."""

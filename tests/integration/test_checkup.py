@@ -13,6 +13,7 @@ import pytest
 
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.errors import NotPermitted
+from sandboxkernel.images.store import ImageStore
 from sandboxruntime.cgroup import Cgroup, Limits, read_layout
 from tests.hostile.support import acting_as
 from tests.support import (
@@ -83,6 +84,17 @@ def damaged(own: RunningDaemon) -> Path:
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     return path
+
+
+def test_a_layer_is_not_read_again_for_another_image_that_has_it(own: RunningDaemon) -> None:
+    store, known = ImageStore(own.data_dir / "images"), dict[str, str]()
+    assert store.verify("host", known) == ()
+    damaged(own)
+    assert store.verify("host", known) == ()
+    (problem,) = store.verify("host")
+    assert "was changed" in problem
+    damaged(own)  # the same bit: it is whole again
+    assert store.verify("host") == ()
 
 
 def test_a_byte_of_an_image_is_found_and_the_image_made_again(own: RunningDaemon) -> None:

@@ -27,9 +27,11 @@ from tests.support import (
 
 pytestmark = pytest.mark.timeout(300)
 
-CONFIG = """
+# A cgroup parent of its own: to a check that repairs, the cgroups of other daemons are strays.
+CONFIG = f"""
 c.SandboxKernelDaemon.max_zygotes = 0
-c.SandboxKernelDaemon.profiles = {"default": {"ephemeral": True}}
+c.SandboxKernelDaemon.cgroup_parent = {f"{CGROUP_PARENT}/removals"!r}
+c.SandboxKernelDaemon.profiles = {{"default": {{"ephemeral": True}}}}
 """
 
 FORKING = 'c.SandboxKernelDaemon.profiles = {"default": {"ephemeral": True, "spares": 1}}'
@@ -173,7 +175,8 @@ def test_the_next_daemon_goes_on_with_it(own: RunningDaemon) -> None:
         assert finding(own, kernel.id) is not None and leases(own) == [kernel.id]
         let_go()
         wait_for_the_next_try(lambda: leases(own) == [])
-    assert not (own.data_dir / "scratch" / kernel.id).exists()
+    left = list((own.data_dir / "scratch" / kernel.id).rglob("*"))
+    assert not (own.data_dir / "scratch" / kernel.id).exists(), left
 
 
 @pytest.mark.parametrize("kind", ["zygotes", "spares"])
