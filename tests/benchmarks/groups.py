@@ -32,7 +32,7 @@ GROUPS = (
     Group("cpu-start", "processor time of a start", load.measure_cpu_of_starts, 5),
     Group("bell", "30 starts at once", load.measure_bells, 5),
     Group("memory", "memory of idle kernels", memory.measure_memory, 1),
-    Group("output", "messages and bytes per second", steady.measure_output, 3),
+    Group("output", "messages and bytes per second", steady.measure_output, 6),
     Group("files", "files of the user layer and of the image", files.measure_files, 5),
     Group("cpu", "processor-bound cells", files.measure_cells, 5),
     Group("peers", "first reply beside bwrap, runc, docker, runsc", starts.measure_peers, 25,
