@@ -189,6 +189,7 @@ def begin_ahead() -> Ahead:
     The new /proc covers the zygote's until it is moved to where it belongs. Raises OSError.
     """
     begin_session()
+    capabilities.drop_bounding()  # what is held stays until the end of set-up
     bring_up_loopback()
     _make_private()
     operations = plan_proc()

@@ -26,13 +26,12 @@ def main() -> None:
     """Prepare, say so, fork for every request; ends when the control is closed."""
     runtime, control_fd = sys.argv[1:]
     sys.path[0] = runtime
-    from sandboxruntime.guest import warm
+    from sandboxruntime.guest import immortal, warm
 
     control = socket.socket(fileno=int(control_fd))
     gc.disable()
     prepared = warm.prepare([])
-    gc.collect()
-    gc.freeze()
+    immortal.freeze()
     populate = warm.learn_pages(prepared, lambda: None)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the children
     control.send(json.dumps({"ready": os.getpid()}).encode())

@@ -16,10 +16,20 @@ import sys
 import sysconfig
 import types
 
-__all__ = ["immortalise"]
+__all__ = ["freeze", "immortalise"]
 
 # These end by themselves, and are to be freed then.
 _RUNNING = (types.FrameType, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+
+
+def freeze() -> None:
+    """Leave what there is as it is, so that a child's use of it copies as little as it can."""
+    # What an import made stays; frozen, no collection in a child touches, and so copies, it.
+    gc.collect()
+    immortalise()
+    gc.freeze()
+    # Nor does a child drop names of methods, wherever those are, to remember others.
+    sys._clear_type_cache()
 
 
 def immortalise() -> int:

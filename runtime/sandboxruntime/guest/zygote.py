@@ -41,12 +41,7 @@ def main() -> None:
         prepared = warm.prepare(preload)
         del sys.path[0]
         spec.decoder(spec.Spec)
-        # What an import made stays; frozen, no collection in a child touches, and so copies, it.
-        gc.collect()
-        immortal.immortalise()
-        gc.freeze()
-        # Nor does a child drop names of methods, wherever those are, to remember others.
-        sys._clear_type_cache()
+        immortal.freeze()
         populate = warm.learn_pages(prepared, _practise)
         _check_fit()
     except BaseException as exc:
