@@ -478,11 +478,9 @@ def test_history_of_earlier_kernels_is_there_for_the_very_first_cell(work: Path)
 def test_a_first_cell_that_never_ends_is_in_the_history(work: Path) -> None:
     """A forked kernel opens the database after its start, whatever its first cell does."""
     marker = f"marker = {time.monotonic_ns()}"
-    with session(work, ready=False) as kernel:
-        kernel.client.execute(f"{marker}; import time\nwhile True: time.sleep(60)")
-        time.sleep(2)  # it is opened 50 ms after the start, and its thread writes at once
-    with session(work) as kernel:
-        assert marker in kernel.run("%history -g marker").text
+    with session(work, ready=False) as busy, session(work) as kernel:
+        busy.client.execute(f"{marker}; import time\nwhile True: time.sleep(60)")
+        wait_until(lambda: marker in kernel.run("%history -g marker").text, what="it is written")
 
 
 def test_a_cell_that_is_not_stored_leaves_no_trace_in_the_history(kernel: Session) -> None:

@@ -7,6 +7,7 @@ tests/unit/test_runtime_plans.py; what runc leaves out is in tests/integration/t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sandboxkernel.errors import KernelStartFailed
+from sandboxkernel.models import Kernel
 from sandboxruntime.errors import VerifyError
 from sandboxruntime.spec import Bind, Credentials
 from sandboxruntime.steps import Step
@@ -302,32 +304,65 @@ FORKS = {
 }
 
 
-@pytest.mark.skipif(not ZYGOTES, reason="needs zygotes")
-@pytest.mark.parametrize("profile", ["default", "on_demand"])
-@pytest.mark.parametrize("lack", FORKS)
-def test_no_fork_of_a_hostile_zygote_gets_what_a_kernel_gets(lack: str, profile: str) -> None:
-    """Its image may do as it likes; the kernel is started without it, and the zygote replaced."""
-    steps, step, check, does = FORKS[lack]
+@contextlib.contextmanager
+def hostile_zygote(lack: str, profile: str, *, before: str = "") -> Iterator[RunningDaemon]:
+    """A daemon with a zygote whose forks leave something out; `before` is code of the daemon's."""
+    steps, step, _, does = FORKS[lack]
     patch = f"step = steps.Step({str(step)!r}); {does.format(steps=f'init.{steps}')}\n    "
-    source = GUEST.format(patch=patch).replace("{", "{{").replace("}", "}}")
+    source = (before + GUEST.format(patch=patch)).replace("{", "{{").replace("}", "}}")
     config = 'c.SandboxKernelDaemon.profiles = {"default": {}, "on_demand": {"spares": 0}}\n'
     with running_daemon(config, program=("-c", source)) as daemon:
-        client = daemon.client()
         with sandbox(daemon, as_kernel=True, profile=profile):
             pass
 
         def stands() -> bool:
-            found = client.zygotes()
+            found = daemon.client().zygotes()
             return not found.starting and any(
                 z.spares or profile == "on_demand" for z in found.zygotes
             )
 
         wait_until(stands)
+        yield daemon
+
+
+@pytest.mark.skipif(not ZYGOTES, reason="needs zygotes")
+@pytest.mark.parametrize("profile", ["default", "on_demand"])
+@pytest.mark.parametrize("lack", FORKS)
+def test_no_fork_of_a_hostile_zygote_gets_what_a_kernel_gets(lack: str, profile: str) -> None:
+    """Its image may do as it likes; the kernel is started without it, and the zygote replaced."""
+    check = FORKS[lack][2]
+    with hostile_zygote(lack, profile) as daemon:
+        client = daemon.client()
         with sandbox(daemon, as_kernel=True, profile=profile) as kernel:
             assert kernel.start_path == "cold"
             assert f"verification failed at {check}" in client.inspect(kernel.id).cold_reason
         log = daemon.log_path.read_text()
         assert f"is replaced: outside verification failed at {check}" in log
+
+
+BLIND = """
+from sandboxkernel.daemon import launching
+launching.verify = launching.verify_init = lambda *_, **__: None
+"""
+
+
+@pytest.mark.skipif(not ZYGOTES, reason="needs zygotes")
+@pytest.mark.parametrize("profile", ["default", "on_demand"])
+def test_without_verification_a_fork_of_a_hostile_zygote_sees_what_is_masked(profile: str) -> None:
+    """The control of the masks: such a fork does become a kernel, and they are what it lacks."""
+
+    def interrupts(kernel: Kernel) -> bytes:
+        return Path(f"/proc/{kernel.pid}/root/proc/interrupts").read_bytes()
+
+    with hostile_zygote("masks", profile, before=BLIND) as daemon:
+        with sandbox(daemon, as_kernel=True, profile=profile) as kernel:
+            assert kernel.start_path == {"default": "spare", "on_demand": "warm"}[profile]
+            assert b"CPU0" in interrupts(kernel)
+            # What enters it is looked at by other eyes.
+            with pytest.raises(KernelStartFailed, match="verification failed at mounts"):
+                run_inside(daemon, kernel, "true")
+        with sandbox(daemon) as cold:  # which the launcher has masked
+            assert interrupts(cold) == b""
 
 
 ZYGOTES_LACK = {
