@@ -52,11 +52,10 @@ class Checkup:
                 findings.append(await asyncio.to_thread(self._give_back, finding))
             else:
                 findings.append(finding)
-        images = await asyncio.to_thread(self._kernels.images.store.list)
-        layers: dict[str, str] = {}
+        store, layers = self._kernels.images.store, dict[str, str]()
+        images = await asyncio.to_thread(store.list)
         for image in images:
-            verify = self._kernels.images.store.verify
-            problems = await asyncio.to_thread(verify, image.ref, layers)
+            problems = await asyncio.to_thread(store.verify, image.ref, layers)
             found = [CheckFinding(kind="image", object=image.ref, problem=p) for p in problems]
             if found and repair:
                 found = await self._rebuild(image.ref, found)

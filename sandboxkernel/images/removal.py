@@ -17,7 +17,7 @@ ROUNDS = 100  # through a tree that somebody else removes, too
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or tree; what is already gone is fine.
+    """Remove a file or tree; it is gone when this returns, by whomever.
 
     The caller owns the parent directory and nobody else may write there; no process uses the tree
     any more. Links are removed, never followed; a mounted file system stops it. Raises OSError.
@@ -26,9 +26,10 @@ def remove_tree(path: Path) -> None:
         try:
             mode = os.lstat(path).st_mode
         except FileNotFoundError:
-            return  # somebody else removed it, which is what we want
+            return
         try:
-            return _remove(path, is_directory=stat.S_ISDIR(mode))
+            _remove(path, is_directory=stat.S_ISDIR(mode))
+            return
         except FileNotFoundError:
             if rounds_left == 0:  # something in it went, and the rest may be there yet
                 raise

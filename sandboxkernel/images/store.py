@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sandboxkernel.errors import ImageError, SandboxError
@@ -127,18 +128,17 @@ class ImageStore:
             manifest, config = self._documents(descriptor)
         except SandboxError as exc:
             return (exc.message,)
+        looks = [
+            *((f"{layer.digest} of {layer.size} bytes", partial(self._problem_of_blob, layer))
+              for layer in manifest.layers),
+            *((diff_id, partial(self._problem_of_tree, diff_id))
+              for diff_id in config.rootfs.diff_ids),
+        ]  # fmt: skip
         known = {} if known is None else known
-        problems = []
-        for layer in manifest.layers:
-            blob = f"layer blob {layer.digest} of {layer.size} bytes"
-            if blob not in known:
-                known[blob] = self._problem_of_blob(layer)
-            problems.append(known[blob])
-        for diff_id in config.rootfs.diff_ids:
-            if diff_id not in known:
-                known[diff_id] = self._problem_of_tree(diff_id)
-            problems.append(known[diff_id])
-        return tuple(filter(None, problems))
+        for name, look in looks:
+            if name not in known:
+                known[name] = look()
+        return tuple(known[name] for name, _ in looks if known[name])
 
     def _problem_of_blob(self, layer: Descriptor) -> str:
         path = self._blobs / Digest.parse(layer.digest).hex

@@ -12,6 +12,7 @@ import time
 from tests.benchmarks.bench import Bench, attempt, connected, in_blocks
 from tests.benchmarks.client import Output, RawClient, milliseconds_since
 from tests.benchmarks.peers import ManagedPeer
+from tests.benchmarks.results import Series
 
 __all__ = ["measure_output", "measure_round_trips"]
 
@@ -31,17 +32,21 @@ def measure_round_trips(bench: Bench) -> None:
     bench.warm_up(peers)
     pairs = bench.size.of(PAIRS, PAIRS_QUICK)
     for pair in range(pairs):
-        with contextlib.ExitStack() as stack:
-            clients = {peer.name: stack.enter_context(connected(peer)) for peer in peers}
-            for client in clients.values():
-                for _ in range(WARM_UP):
-                    client.run_cell()
+        _measure_pair(f"round trips, pair {pair + 1} of {pairs}", peers, series)
 
-            def sample(name: str, clients: dict[str, RawClient] = clients) -> None:
-                for _ in range(BATCH):
-                    attempt(name, [series], lambda: [_round_trip(clients[name])])
 
-            in_blocks(f"round trips, pair {pair + 1} of {pairs}", BATCHES, list(clients), sample)
+def _measure_pair(title: str, peers: list[ManagedPeer], series: Series) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = {peer.name: stack.enter_context(connected(peer)) for peer in peers}
+        for client in clients.values():
+            for _ in range(WARM_UP):
+                client.run_cell()
+
+        def sample(name: str) -> None:
+            for _ in range(BATCH):
+                attempt(name, [series], lambda: [_round_trip(clients[name])])
+
+        in_blocks(title, BATCHES, list(clients), sample)
 
 
 def _round_trip(client: RawClient) -> float:
