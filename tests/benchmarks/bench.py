@@ -17,7 +17,7 @@ from sandboxkernel.models import Image
 from tests.benchmarks.client import RawClient, milliseconds_since
 from tests.benchmarks.containers import merged_rootfs
 from tests.benchmarks.direct import DirectSandboxPeer, ProcessPeer
-from tests.benchmarks.peers import LocalPeer, Peer, SandboxPeer
+from tests.benchmarks.peers import LocalPeer, Peer, SandboxPeer, TcpPeer
 from tests.benchmarks.results import Results, Series
 from tests.support import RunningDaemon
 
@@ -109,8 +109,12 @@ class Bench:
         return ProcessPeer(self.work)
 
     def plain(self) -> LocalPeer:
-        """A kernel as jupyter_client starts it by itself."""
+        """A kernel that jupyter_client starts by itself, over unix sockets as ours."""
         return LocalPeer(self.work)
+
+    def plain_over_tcp(self) -> TcpPeer:
+        """The same over TCP, which is jupyter_client's default."""
+        return TcpPeer(self.work)
 
     def series(self, key: str, title: str, unit: str) -> Series:
         """A series of this run's results."""

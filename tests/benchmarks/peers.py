@@ -16,7 +16,7 @@ from traitlets.config import Config
 from sandboxkernel.client import SandboxClient
 from sandboxkernel.models import Kernel
 
-__all__ = ["LocalPeer", "ManagedPeer", "Peer", "SandboxPeer", "Traces", "precompile"]
+__all__ = ["LocalPeer", "ManagedPeer", "Peer", "SandboxPeer", "TcpPeer", "Traces", "precompile"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 PREPARE_S = 60.0
@@ -210,7 +210,7 @@ class SandboxPeer(ManagedPeer):
 
 
 class LocalPeer(ManagedPeer):
-    """The plain, unsandboxed ipykernel."""
+    """The plain, unsandboxed ipykernel, over sockets of the kind that ours has."""
 
     name = "plain"
     kernel_name = "python3"
@@ -226,6 +226,18 @@ class LocalPeer(ManagedPeer):
 
     def _paths(self) -> tuple[Path, ...]:
         return tuple(Path(f"{self.manager.ip}-{port}") for port in range(1, 6))
+
+
+class TcpPeer(LocalPeer):
+    """The plain kernel as jupyter_client starts it when nothing is configured: over TCP."""
+
+    name = "tcp"
+
+    def _make(self) -> KernelManager:
+        return KernelManager(kernel_name=self.kernel_name)
+
+    def _paths(self) -> tuple[Path, ...]:
+        return ()
 
 
 def precompile() -> None:

@@ -32,6 +32,7 @@ NAMES = {
     "warm": "forked on demand",
     "cold": "cold: the sandbox without a zygote",
     "plain": "plain local kernel",
+    "tcp": "plain local kernel over TCP, jupyter_client's default",
     "bare": "control: a zygote without a sandbox",
     "sandboxed": "sandboxed",
     "bwrap": "bubblewrap",

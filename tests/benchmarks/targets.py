@@ -19,7 +19,7 @@ from tests.benchmarks.summary import (
 
 __all__ = ["METRICS", "PLAIN", "Kind", "Measured", "Metric", "measure"]
 
-PLAIN, WARM, SPARE, COLD = "plain", "warm", "spare", "cold"
+PLAIN, TCP, WARM, SPARE, COLD = "plain", "tcp", "warm", "spare", "cold"
 CPU_CELLS = ("nbody", "json", "regex", "objects", "sorting")
 
 
@@ -98,6 +98,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("iopub.rate", "messages of a cell that prints and flushes, per second", 1.0, "iopub",
            at_least=True),
     Metric("stdout.rate", "1 GB of stdout, per second", 1.0, "stdout", at_least=True),
+    Metric("cell.p50.tcp", "cell round trip, p50, of a plain kernel over TCP", 1.0, "cell",
+           theirs=TCP),
+    Metric("cell.p99.tcp", "cell round trip, p99, of a plain kernel over TCP", 1.05, "cell",
+           theirs=TCP, kind=Kind.RATIO_P99),
+    Metric("iopub.rate.tcp", "messages per second, of a plain kernel over TCP", 1.0, "iopub",
+           theirs=TCP, at_least=True),
+    Metric("stdout.rate.tcp", "1 GB of stdout, of a plain kernel over TCP", 1.0, "stdout",
+           theirs=TCP, at_least=True),
     Metric("scale.500", "first reply among 500 kernels, of that with one", 1.25, "scale",
            "500 kernels", "1 kernels"),
     Metric("scale.alive", "kernels that are alive and answer within 24 GiB", 1000.0, "alive",
