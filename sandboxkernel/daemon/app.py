@@ -31,7 +31,7 @@ from sandboxkernel.daemon.ids import RANGE_SIZE, IdRanges
 from sandboxkernel.daemon.images import Images
 from sandboxkernel.daemon.launcher_client import LauncherClient
 from sandboxkernel.daemon.lease import LeaseJournal
-from sandboxkernel.daemon.policy import Policy
+from sandboxkernel.daemon.policy import Policy, check_min_spares
 from sandboxkernel.daemon.recovery import forget_former_boots, recover
 from sandboxkernel.daemon.removals import Removals
 from sandboxkernel.daemon.reserve import Reserve
@@ -39,6 +39,7 @@ from sandboxkernel.daemon.routes import handlers
 from sandboxkernel.daemon.runtime import Runtime
 from sandboxkernel.daemon.server import NotFoundHandler, bind_api_socket, make_server
 from sandboxkernel.daemon.service import Kernels
+from sandboxkernel.daemon.standing import Standing
 from sandboxkernel.daemon.zygotes import Zygotes
 from sandboxkernel.errors import LauncherLost, SandboxError
 from sandboxkernel.images.store import ImageStore
@@ -171,6 +172,7 @@ class SandboxKernelDaemon(Application):
                     f"default_profile is {self.default_profile!r}, which is no profile",
                     hint=f"Known: {', '.join(sorted(profiles))}.",
                 )
+            check_min_spares(profiles.values(), grants, self.max_zygotes)
         except SandboxError as exc:
             source = ", ".join(self._loaded_config_files) or "the command line"
             raise SandboxError(f"configuration of {source}: {exc.message}", hint=exc.hint) from exc
@@ -211,7 +213,10 @@ class SandboxKernelDaemon(Application):
                 os.write(self.ready_fd, b"1")
                 os.close(self.ready_fd)
             systemd.notify("READY=1")
+            standing = Standing(policy.profiles.values(), kernels.images, kernels.zygotes)
+            keeper = asyncio.create_task(standing.keep())
             await self._until_stopped(kernels)
+            keeper.cancel()
             systemd.notify("STOPPING=1")
             await kernels.removals.close()
             if self._end_kernels:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sandboxkernel.errors import NotPermitted, ProfileNotFound
+from sandboxkernel.errors import NotPermitted, ProfileNotFound, RequestError
 from sandboxkernel.limits import Grant, Profile, Subject, granted
+from sandboxkernel.models import Limits
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "check_min_spares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,28 @@ class Policy:
                 field="profile",
             )  # fmt: skip
         return self.profiles[wanted], grant
+
+
+def check_min_spares(
+    profiles: Iterable[Profile], grants: Iterable[Grant], max_zygotes: int
+) -> None:
+    """Whether spares that are to wait always can, and somebody may have them.
+
+    Raises RequestError.
+    """
+    standing = [profile for profile in profiles if profile.min_spares]
+    if len(standing) > max_zygotes:
+        names = ", ".join(profile.name for profile in standing)
+        raise RequestError(
+            f"{len(standing)} profiles have min_spares ({names}), and max_zygotes is {max_zygotes}",
+            hint="Each needs a zygote: set max_zygotes higher.",
+        )
+    free = [grant for grant in grants if grant.ceiling == Limits()]
+    for profile in standing:
+        if not any(grant.allows(profile.name) for grant in free):
+            raise RequestError(
+                f"profiles.{profile.name}.min_spares is {profile.min_spares}, but every grant of "
+                "that profile has a ceiling, and a kernel below one is never a spare",
+                hint="Grant it without a ceiling (max_kernels and the profile's limits still "
+                "hold), or leave min_spares out.",
+            )

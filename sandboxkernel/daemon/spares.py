@@ -2,7 +2,8 @@
 
 A spare is in a cgroup of its own with its profile's limits, holds nothing of any user, and takes
 identity, layer, mounts, environment and sockets when it is claimed. How many wait follows recent
-demand and free memory. They are made when nothing else is being started.
+demand, what the profile has wait always, and free memory. They are made when nothing else is being
+started.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class Spare:
 
 @dataclass(slots=True)
 class SparePool:
-    """The spares of one zygote, all with the same limits."""
+    """The spares of one zygote, all with the same limits. `least` wait also without demand."""
 
     zygote_id: str
     limits: Limits
     runtime: Runtime
     journal: LeaseJournal
     cgroup_parent: str
+    least: int
     most: int
     reserve: Reserve
     removals: Removals
@@ -85,7 +87,7 @@ class SparePool:
             return 0
         while self._claims and time.monotonic() - self._claims[0] > DEMAND_S:
             self._claims.popleft()
-        return min(self.most, max(1, len(self._claims)))
+        return min(self.most, max(1, self.least, len(self._claims)))
 
     async def close(self) -> None:
         """End those that wait. No more are made."""

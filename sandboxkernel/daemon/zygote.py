@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -52,8 +52,15 @@ class Key:
         """The key for a kernel; None when its profile has zygotes off."""
         if profile.zygote == "off":
             return None
-        owner = f"/{subject.uid}" if profile.zygote == "user" else ""
-        return cls(image_digest, f"{profile.name}{owner}", profile.preload)
+        shared = cls.shared(image_digest, profile)
+        if profile.zygote == "user":
+            return replace(shared, domain=f"{shared.domain}/{subject.uid}")
+        return shared
+
+    @classmethod
+    def shared(cls, image_digest: str, profile: Profile) -> Key:
+        """The key of all users of a profile whose zygote is "profile"."""
+        return cls(image_digest, profile.name, profile.preload)
 
 
 @dataclass(slots=True)

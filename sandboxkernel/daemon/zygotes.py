@@ -110,6 +110,10 @@ class Zygotes:
         self._current[zygote.key] = self._current.pop(zygote.key)
         return Claim(zygote.lease.id, zygote.spares.claim() if spares else None)
 
+    def is_served(self, domain: str) -> bool:
+        """Whether a trust domain has a zygote, or one is being made."""
+        return any(key.domain == domain for key in (*self._current, *self._starting))
+
     def why_none(self, key: Key | None) -> str:
         """Why claim() returns None, for people who wonder why a start took long."""
         if key is None:
@@ -134,7 +138,7 @@ class Zygotes:
         current = self._current.get(key)
         worn = current is not None and (
             current.forks >= FORKS_MAX
-            or current.live >= LIVE_MAX
+            or current.live + len(current.spares.ids()) >= LIVE_MAX
             or (current.forks % MEMORY_EVERY == 0 and self._has_grown(current))
             or time.monotonic() - current.born > AGE_MAX_S
         )
@@ -214,7 +218,8 @@ class Zygotes:
             scratch=str(scratch),
         )
         limits = plan_cgroup_limits(msgspec.structs.replace(profile.limits, io=None), None)
-        spares = self._pool(zygote_id, limits, 0 if profile.limits.io else profile.spares)
+        most = 0 if profile.limits.io else profile.spares
+        spares = self._pool(zygote_id, limits, least=profile.min_spares, most=most)
         zygote = Zygote(key, lease, next(self._uids), spares)
         self._all[zygote_id] = zygote
         try:
@@ -232,13 +237,16 @@ class Zygotes:
         else:
             await self._put_in_service(zygote)
 
-    def _pool(self, zygote_id: str, limits: CgroupLimits, most: int) -> SparePool:
+    def _pool(
+        self, zygote_id: str, limits: CgroupLimits, *, least: int = 0, most: int = 0
+    ) -> SparePool:
         return SparePool(
             zygote_id=zygote_id,
             limits=limits,
             runtime=self._runtime,
             journal=self._journal,
             cgroup_parent=self._cgroup_parent,
+            least=least,
             most=most,
             reserve=self._reserve,
             removals=self._removals,
@@ -250,7 +258,7 @@ class Zygotes:
         It forks no more. Raises SandboxError when it has ended.
         """
         key = Key("", "of a former daemon", ())
-        pool = self._pool(lease.id, started.spec.limits, 0)
+        pool = self._pool(lease.id, started.spec.limits)
         zygote = Zygote(key, lease, started.spec.process.uid, pool, started=started, live=live)
         zygote.retired, zygote.upper = True, started.spec.rootfs.upper
         self._all[lease.id] = zygote
@@ -311,10 +319,18 @@ class Zygotes:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         log.info("zygote %s serves %s", zygote.lease.id, zygote.key.domain)
-        surplus = list(self._current.values())[: max(0, len(self._current) - self._maximum)]
-        for stale in [*([former] if former else []), *surplus]:
+        for other in self._current.values():
+            if other.key.domain == zygote.key.domain and other is not zygote:
+                other.spares.least = 0  # of an image before this one: nobody new comes to it
+        for stale in [*([former] if former else []), *self._surplus(zygote)]:
             await self._retire(stale)
         zygote.spares.refill()
+
+    def _surplus(self, newest: Zygote) -> list[Zygote]:
+        """What is more than may be: those used longest ago, of profiles that can wait first."""
+        others = [zygote for zygote in self._current.values() if zygote is not newest]
+        others.sort(key=lambda zygote: zygote.spares.least > 0)
+        return others[: max(0, len(self._current) - self._maximum)]
 
     async def _watch(self) -> None:
         """End what the host has no memory for, until there is none."""

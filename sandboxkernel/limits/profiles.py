@@ -85,7 +85,8 @@ class Profile:
 
     `zygote` says who shares the prepared process from which kernels are forked: all users of
     the profile ("profile"), nobody ("user": one for each), or that there is none ("off").
-    `preload` are modules that it imports ahead, `spares` how many kernels at most are forked ahead.
+    `preload` are modules that it imports ahead, `spares` how many kernels at most are forked ahead,
+    `min_spares` how many of them wait also when nobody starts any, from the daemon's start on.
 
     `executor` is what makes the containers: "native", or another OCI runtime that is installed,
     with the same limits and confinement, and no zygote.
@@ -104,6 +105,7 @@ class Profile:
     zygote: str = "profile"
     preload: tuple[str, ...] = ()
     spares: int = SPARES_DEFAULT
+    min_spares: int = 0
     executor: str = "native"
 
 
@@ -207,10 +209,8 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
     for module in preload:
         if not isinstance(module, str) or not all(p.isidentifier() for p in module.split(".")):
             raise RequestError(f"{where}.preload: {module!r} is not a module's name", field=where)
-    spares = raw.get("spares", SPARES_DEFAULT)
-    if isinstance(spares, bool) or not isinstance(spares, int) or not 0 <= spares <= SPARES_MAX:
-        raise RequestError(f"{where}.spares is {spares!r}, not 0 to {SPARES_MAX}", field=where)
-    return Profile(
+    spares = _count(raw, "spares", SPARES_DEFAULT, SPARES_MAX, where)
+    profile = Profile(
         name=name,
         description=str(raw.get("description", "")),
         image=str(raw.get("image", "host")),
@@ -224,8 +224,34 @@ def _parse_profile(name: str, raw: Mapping[str, Any]) -> Profile:
         zygote=_choice(raw, "zygote", ("profile", "user", "off"), where),
         preload=preload,
         spares=spares,
+        min_spares=_count(raw, "min_spares", 0, spares, where),
         executor=_choice(raw, "executor", EXECUTORS, where),
     )
+    _check_min_spares(profile, where)
+    return profile
+
+
+def _count(raw: Mapping[str, Any], key: str, default: int, most: int, where: str) -> int:
+    number = raw.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
+        raise RequestError(f"{where}.{key} is {shown(number)}, not 0 to {most}", field=where)
+    return number
+
+
+def _check_min_spares(profile: Profile, where: str) -> None:
+    """Spares that wait for anybody need a zygote of everybody's, and limits that hold ahead."""
+    lack = (
+        f"executor {profile.executor!r} has no zygote" if profile.executor != NATIVE
+        else f"zygote is {profile.zygote!r}, not 'profile'" if profile.zygote != "profile"
+        else "its limits of disk traffic cannot be set ahead" if profile.limits.io
+        else ""
+    )  # fmt: skip
+    if profile.min_spares and lack:
+        raise RequestError(
+            f"{where}.min_spares is {profile.min_spares}, but {lack}",
+            hint="Leave min_spares out, or change what it says.",
+            field=where,
+        )
 
 
 def _choice(raw: Mapping[str, Any], key: str, words: tuple[str, ...], where: str) -> str:

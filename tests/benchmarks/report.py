@@ -30,6 +30,7 @@ CHART = "chart.svg"
 NAMES = {
     "spare": "a spare waits",
     "warm": "forked on demand",
+    "class": "a spare waits for each",
     "cold": "cold: the sandbox without a zygote",
     "plain": "plain local kernel",
     "tcp": "plain local kernel over TCP, jupyter_client's default",

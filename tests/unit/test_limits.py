@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxkernel.daemon.policy import check_min_spares
 from sandboxkernel.errors import LimitError, RequestError
 from sandboxkernel.limits import (
     BOUNDS,
@@ -132,11 +133,36 @@ def test_a_profiles_limits_are_its_maximum_unless_it_says_otherwise() -> None:
         {"bio": {"home": "maybe"}},
         {"bio": {"mounts": [{"destination": "/x"}]}},
         {"bio": {"work_folders": ["relative"]}},
+        {"bio": {"spares": 65}},
+        {"bio": {"spares": True}},
+        {"bio": {"spares": 2, "min_spares": 3}},
+        {"bio": {"min_spares": -1}},
+        {"bio": {"min_spares": 1.0}},
+        {"bio": {"min_spares": 1, "zygote": "user"}},
+        {"bio": {"min_spares": 1, "zygote": "off"}},
+        {"bio": {"min_spares": 1, "executor": "runc"}},
+        {"bio": {"min_spares": 1, "limits": {"io_write": "64M"}}},
     ],
 )
 def test_a_bad_profile_is_refused_at_start(raw: dict[str, dict[str, object]]) -> None:
     with pytest.raises(RequestError):
         parse_profiles(raw)
+
+
+def test_spares_that_wait_always_need_a_zygote_and_somebody_who_may_have_them() -> None:
+    profiles = parse_profiles({"bio": {"spares": 30, "min_spares": 30}})
+    assert (profiles["bio"].spares, profiles["bio"].min_spares) == (30, 30)
+    assert (DEFAULT_PROFILE.min_spares, profiles["default"].min_spares) == (0, 0)
+    capped = {"group": "bio", "profiles": ["bio"], "ceiling": {"memory": "3G"}}
+    free = {"user": "*", "profiles": ["bio"]}
+    check_min_spares(profiles.values(), parse_grants([capped, free]), 1)
+    with pytest.raises(
+        RequestError, match=r"profiles have min_spares \(bio\), and max_zygotes is 0"
+    ):
+        check_min_spares(profiles.values(), parse_grants([free]), 0)
+    with pytest.raises(RequestError, match="every grant of that profile has a ceiling"):
+        check_min_spares(profiles.values(), parse_grants([capped]), 1)
+    check_min_spares([DEFAULT_PROFILE], parse_grants([capped]), 0)
 
 
 def test_the_first_matching_grant_counts() -> None:

@@ -204,6 +204,7 @@ LEFT_OUT = {
     "tests/hostile/test_resources.py": "the daemon's answers to full file systems of memory",
     "tests/integration/test_third_party.py": "captest and capsh are not in the machine",
     "tests/integration/test_daemon_power.py": "tests/vm/test_service.py runs the unit itself",
+    "tests/integration/test_standing_spares.py": "the daemon's policy",
     "tests/integration/test_masks.py": "what /proc says, in which no cgroup has a part",
     "tests/integration/test_descriptors.py": "1100 descriptors in a client and in the event loop",
     "tests/integration/test_confinement_primitives.py::test_programs_work_confined[node]": (
