@@ -38,6 +38,7 @@ c.SandboxKernelDaemon.profiles = {{
     "roomy": {{"spares": 0, "limits": {{"memory": "8G"}}}},
     "cold": {{"zygote": "off"}},
     "science": {{"spares": 0, "preload": {list(PRELOADED)}}},
+    "science_spares": {{"preload": {list(PRELOADED)}}},
 }}
 c.SandboxKernelDaemon.max_kernels = {KERNELS_MAX}
 c.SandboxKernelDaemon.grants = [{{"user": "*", "max_kernels": {KERNELS_MAX}}}]

@@ -98,7 +98,9 @@ def measure_imports(bench: Bench) -> None:
     """A first cell that imports what the profile's zygote has imported ahead."""
     code = "import " + ", ".join(PRELOADED)
     series = bench.series("imports", f"First reply of `{code}`", "ms")
-    peers: list[Peer] = [bench.ours("warm", profile="science"), bench.plain()]
+    warm = bench.ours("warm", profile="science")
+    spare = bench.ours("spare", profile="science_spares")
+    peers: list[Peer] = [spare, warm, bench.plain()]
     bench.warm_up(peers)
 
     def sample(peer: Peer) -> None:
@@ -110,7 +112,7 @@ def measure_imports(bench: Bench) -> None:
 def measure_restarts(bench: Bench) -> None:
     """From the restart call to the first reply of the new process."""
     series = bench.series("restart", "Restart to the first reply", "ms")
-    peers: list[ManagedPeer] = [bench.ours("warm"), bench.plain()]
+    peers: list[ManagedPeer] = [bench.ours("spare"), bench.ours("warm"), bench.plain()]
     bench.warm_up(peers)
 
     def restart(peer: ManagedPeer) -> list[float]:
@@ -118,6 +120,7 @@ def measure_restarts(bench: Bench) -> None:
         try:
             first_reply(peer)
             peer.check()
+            peer.prepare()  # nobody restarts in the moment in which it has started
             began = time.perf_counter()
             client = RawClient(peer.restart())
             try:
@@ -125,6 +128,7 @@ def measure_restarts(bench: Bench) -> None:
                 taken = milliseconds_since(began)
             finally:
                 client.close()
+            peer.check()
         finally:
             peer.stop()
         return [taken]

@@ -81,6 +81,8 @@ METRICS: tuple[Metric, ...] = (
            theirs="runsc"),
     Metric("start.imports", "first reply of a cell that imports numpy, pandas and pyplot, which "
            "the profile preloads", 0.05, "imports"),
+    Metric("start.imports.spare", "the same of a spare, as in the default profile", 0.05, "imports",
+           SPARE),
     Metric("start.server", "POST /api/kernels to the first reply on the websocket", 0.35, "server",
            "sandboxed"),
     Metric("start.ready", "start_kernel and wait_for_ready, jupyter_client's own client", 0.5,
@@ -91,6 +93,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("bell.30.default", "the same with the default profile, of which 4 wait", 0.12, "bell",
            SPARE),
     Metric("restart", "restart to the first reply", 0.12, "restart"),
+    Metric("restart.spare", "the same with a spare, as in the default profile", 0.12, "restart",
+           SPARE),
     Metric("stop.returns", "shutdown returns", 0.1, "stop"),
     Metric("stop.complete", "nothing is left after the shutdown has returned, p99", 250.0, "gone",
            kind=Kind.P99, unit="ms"),
