@@ -135,6 +135,9 @@ class Zygotes:
         """See to it that later kernels of this key find a zygote, and not too old a one."""
         if key is None or self._maximum < 1 or key in self._starting:
             return
+        for zygote in self._current.values():
+            if zygote.key.domain == key.domain:  # of another image, nobody new comes to it
+                zygote.spares.least = profile.min_spares if zygote.key == key else 0
         current = self._current.get(key)
         worn = current is not None and (
             current.forks >= FORKS_MAX
@@ -319,9 +322,6 @@ class Zygotes:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         log.info("zygote %s serves %s", zygote.lease.id, zygote.key.domain)
-        for other in self._current.values():
-            if other.key.domain == zygote.key.domain and other is not zygote:
-                other.spares.least = 0  # of an image before this one: nobody new comes to it
         for stale in [*([former] if former else []), *self._surplus(zygote)]:
             await self._retire(stale)
         zygote.spares.refill()
