@@ -18,7 +18,7 @@ __all__ = ["Standing"]
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0  # a zygote can end at any time, and the launcher with all of them
-RETRY_S = 60.0  # after an image that is not there
+RETRY_S = 60.0  # after an image that is not there, or while memory is short
 
 
 class Standing:
@@ -34,16 +34,19 @@ class Standing:
         """Until it is cancelled."""
         while self._profiles:
             for profile in self._profiles:
-                try:
+                due = time.monotonic() >= self._not_before.get(profile.name, 0.0)
+                if due and not self._zygotes.is_served(profile.name):
                     await self._prepare(profile)
-                except (SandboxError, OSError) as exc:
-                    log.warning("profile %s has no spares for now: %s", profile.name, exc)
-                    self._not_before[profile.name] = time.monotonic() + RETRY_S
             await asyncio.sleep(LOOK_S)
 
     async def _prepare(self, profile: Profile) -> None:
-        if self._zygotes.is_served(profile.name):
-            return
-        if time.monotonic() >= self._not_before.get(profile.name, 0.0):
+        try:
             image = await self._images.ensure(profile.image)
-            self._zygotes.want(Key.shared(str(image.digest), profile), image, profile)
+            key = Key.shared(str(image.digest), profile)
+            self._zygotes.want(key, image, profile)
+            lack = "" if self._zygotes.is_served(profile.name) else self._zygotes.why_none(key)
+        except (SandboxError, OSError) as exc:
+            lack = str(exc)
+        if lack:
+            log.warning("profile %s has no spares for now: %s", profile.name, lack)
+            self._not_before[profile.name] = time.monotonic() + RETRY_S

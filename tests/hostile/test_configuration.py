@@ -138,6 +138,8 @@ def test_any_bytes_are_settings_or_a_refusal(data: bytes) -> None:
         "c.SandboxKernelDaemon.grants = [",
         "c.SandboxKernelDaemon.grants = [{'user': 'ada', 'profile': 'x'}]",
         "c.SandboxKernelDaemon.default_profile = 'bio'",
+        "c.SandboxKernelDaemon.profiles = {'bio': {'min_spares': 1}}; "
+        "c.SandboxKernelDaemon.grants = [{'user': '*', 'ceiling': {'memory': '1G'}}]",
     ],
 )
 def test_the_daemon_ends_with_one_line_and_serves_nobody(folder: Path, line: str) -> None:

@@ -58,6 +58,16 @@ def test_they_are_there_again_when_the_launcher_has_ended(own: RunningDaemon) ->
         assert own.client().inspect(kernel.id).start_path == "spare"
 
 
+def test_an_image_that_is_not_there_is_said_and_holds_up_nobody() -> None:
+    config = CONFIG.replace('"class": {', '"class": {"image": "nowhere:1", ')
+    with running_daemon(config) as daemon:
+        said = "profile class has no spares for now: "
+        wait_until(lambda: said in daemon.log_path.read_text(), what=said)
+        with sandbox(daemon, as_kernel=True, profile="other") as kernel:
+            assert python_inside(daemon, kernel, "print(6 * 7)") == (0, "42\n")
+        assert daemon.log_path.read_text().count(said) == 1
+
+
 def test_another_profiles_zygote_takes_their_place_for_a_while(own: RunningDaemon) -> None:
     """Only one zygote may be there: whoever is in need comes first, and the class has it back."""
     before = class_is_ready(own)
