@@ -18,7 +18,9 @@ __all__ = ["measure_scale"]
 STAGES, STAGES_QUICK = (1, 10, 50, 100, 200, 350, 500), (1, 5, 20)
 STARTS, STARTS_QUICK = 20, 5
 ALIVE, ALIVE_QUICK = 1000, 30
-IDLE_S, IDLE_S_QUICK, SETTLE_S = 30, 5, 3
+IDLE_S, IDLE_S_QUICK = 60, 5
+# A start has the daemon look at the host's packages 1 to 10 s later, which is no idle work.
+SETTLE_S = 15
 BUDGET_MIB = 24 * 1024
 # Below this Linux would soon end something, and it may be what measures.
 AVAILABLE_MIN_MIB = 512
