@@ -7,7 +7,6 @@ import grp
 import logging
 import os
 import pwd
-import select
 import socket
 import stat
 import time
@@ -21,6 +20,7 @@ import msgspec
 from tornado import iostream, web
 
 from sandboxkernel.daemon.admission import Admission, AdmittingServer, peer_of
+from sandboxkernel.daemon.hangups import HangUps
 from sandboxkernel.daemon.logformat import about, serving
 from sandboxkernel.daemon.problems import exhausted
 from sandboxkernel.errors import (
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 BODY_MAX = 4 * 1024 * 1024  # bytes: an environment of 2 MiB and its JSON
 BODY_TIMEOUT_S = 30.0
-HANG_UP_CHECK_S = 60.0  # between looks at whether the caller of a long request is still there
 IDLE_CONNECTION_S = 300.0
 SUBJECT_CACHE_S = 30.0
 _NDJSON = "application/x-ndjson"
@@ -113,7 +112,7 @@ def bind_api_socket(path: Path, mode: int) -> socket.socket:
 
 def make_server(application: web.Application, admission: Admission) -> AdmittingServer:
     """A server with limits on every request and every user."""
-    application.settings["admission"] = admission
+    application.settings.update(admission=admission, hang_ups=HangUps())
     server = AdmittingServer(
         application,
         max_body_size=BODY_MAX,
@@ -124,13 +123,6 @@ def make_server(application: web.Application, admission: Admission) -> Admitting
     )
     server.admit_by(admission, BODY_MAX)
     return server
-
-
-def _has_hung_up(stream: iostream.IOStream) -> bool:
-    """Asked of Linux: tornado does not look while it holds bytes of a next request (poll(2))."""
-    poller = select.poll()
-    poller.register(stream.socket, 0)  # POLLHUP and POLLERR are always told
-    return bool(poller.poll(0))
 
 
 class BaseHandler(web.RequestHandler):
@@ -225,14 +217,10 @@ class BaseHandler(web.RequestHandler):
         try:
             # tornado tells of a hang-up unless it happened before the handler first waited.
             await asyncio.sleep(0)
-            if self.gone:
-                self._gone.set()
-            while not task.done() and not self._gone.is_set():
-                await asyncio.wait(
-                    {task, gone}, timeout=HANG_UP_CHECK_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                if self.gone or _has_hung_up(self._stream()):
-                    self._gone.set()
+            if not self.gone and not task.done():
+                hang_ups: HangUps = self.settings["hang_ups"]
+                with hang_ups.watching(self._stream().socket, self._gone.set):
+                    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return await task
             task.cancel()

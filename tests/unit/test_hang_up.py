@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import socket
 from pathlib import Path
 
 import pytest
 from tornado import web
 
-from sandboxkernel.daemon import server
+from sandboxkernel.daemon import hangups
 from sandboxkernel.daemon.admission import Admission
 from sandboxkernel.daemon.server import BaseHandler, bind_api_socket, make_server
 from tests.support import DEADLINE_S
@@ -31,7 +33,7 @@ class Waiting(BaseHandler):
 def test_a_hang_up_is_noticed_whatever_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
-    monkeypatch.setattr(server, "HANG_UP_CHECK_S", 0.01)
+    monkeypatch.setattr(hangups, "CHECK_S", 0.01)
 
     async def main() -> None:
         Waiting.begun, Waiting.ended = asyncio.Event(), asyncio.Event()
@@ -47,5 +49,32 @@ def test_a_hang_up_is_noticed_whatever_was_sent(
         await asyncio.wait_for(Waiting.ended.wait(), DEADLINE_S)
         served.stop()
         await served.close_all_connections()
+
+    asyncio.run(main())
+
+
+def test_one_look_tells_of_those_alone_that_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And there is another one for as long as anything is watched, none afterwards."""
+    monkeypatch.setattr(hangups, "CHECK_S", 0.01)
+
+    async def main() -> None:
+        watch, told = hangups.HangUps(), list[str]()
+        pairs = {name: socket.socketpair() for name in ("stays", "goes", "closed")}
+        with contextlib.ExitStack() as stack:
+            for name, (sock, _) in pairs.items():
+                stack.enter_context(watch.watching(sock, functools.partial(told.append, name)))
+            pairs["closed"][0].close()
+            await asyncio.sleep(0.05)
+            assert told == []
+            pairs["goes"][1].close()
+            while not told:
+                await asyncio.sleep(0.01)
+            assert set(told) == {"goes"} and not watch.is_idle
+        told.clear()
+        await asyncio.sleep(0.05)
+        assert told == [] and watch.is_idle
+        for pair in pairs.values():
+            for sock in pair:
+                sock.close()
 
     asyncio.run(main())
