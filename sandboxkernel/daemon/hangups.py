@@ -11,13 +11,20 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 
-__all__ = ["HangUps"]
+__all__ = ["HangUps", "has_hung_up"]
 
 CHECK_S = 60.0  # between looks; hundreds of kernels are watched, each by a request
 
 
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether the peer of a socket has, as Linux says it (poll(2))."""
+    poller = select.poll()
+    poller.register(sock, 0)  # POLLHUP and POLLERR are always told
+    return bool(poller.poll(0))
+
+
 class HangUps:
-    """Asks Linux which of the sockets that are watched have been hung up (poll(2), POLLHUP)."""
+    """Looks at all the sockets that are watched at once; a timer each woke every request."""
 
     def __init__(self) -> None:
         self._watched: dict[object, tuple[socket.socket, Callable[[], None]]] = {}
@@ -44,12 +51,9 @@ class HangUps:
         self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._look)
 
     def _look(self) -> None:
-        poller = select.poll()
-        tell = {sock.fileno(): each for sock, each in self._watched.values() if sock.fileno() >= 0}
-        for fd in tell:
-            poller.register(fd, 0)  # POLLHUP and POLLERR are always told
-        for fd, _ in poller.poll(0):
-            tell[fd]()
+        for sock, tell in list(self._watched.values()):
+            if sock.fileno() >= 0 and has_hung_up(sock):
+                tell()
         self._timer = None
         if self._watched:
             self._wait()

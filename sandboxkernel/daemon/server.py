@@ -20,7 +20,7 @@ import msgspec
 from tornado import iostream, web
 
 from sandboxkernel.daemon.admission import Admission, AdmittingServer, peer_of
-from sandboxkernel.daemon.hangups import HangUps
+from sandboxkernel.daemon.hangups import HangUps, has_hung_up
 from sandboxkernel.daemon.logformat import about, serving
 from sandboxkernel.daemon.problems import exhausted
 from sandboxkernel.errors import (
@@ -221,6 +221,8 @@ class BaseHandler(web.RequestHandler):
                 hang_ups: HangUps = self.settings["hang_ups"]
                 with hang_ups.watching(self._stream().socket, self._gone.set):
                     await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if self.gone or has_hung_up(self._stream().socket):
+                    self._gone.set()  # what has just been done may be for nobody
             if task.done():
                 return await task
             task.cancel()

@@ -29,6 +29,44 @@ class Waiting(BaseHandler):
         self.ended.set()
 
 
+class Finishing(BaseHandler):
+    begun: asyncio.Event
+    go_on: asyncio.Event
+    found: asyncio.Future[bool]
+
+    async def get(self) -> None:
+        self.begun.set()
+        await self.unless_gone(self.go_on.wait())
+        self.found.set_result(self.gone)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_who_has_gone_is_known_when_the_work_is_done(tmp_path: Path, stays: bool) -> None:
+    """With bytes left behind, and long before the next look: what was made is for nobody."""
+
+    async def main() -> None:
+        Finishing.begun, Finishing.go_on = asyncio.Event(), asyncio.Event()
+        Finishing.found = asyncio.get_running_loop().create_future()
+        path = tmp_path / "s"
+        served = make_server(
+            web.Application([("/", Finishing)]), Admission(per_user=9, descriptors=512)
+        )
+        served.add_socket(bind_api_socket(path, 0o600))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(WAIT + b"G")
+            await Finishing.begun.wait()
+            await asyncio.sleep(0.05)  # the handler waits
+            if not stays:
+                sock.close()
+            Finishing.go_on.set()
+            assert await asyncio.wait_for(Finishing.found, DEADLINE_S) is not stays
+        served.stop()
+        await served.close_all_connections()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("rest", [b"", b"G", WAIT * 3])
 def test_a_hang_up_is_noticed_whatever_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
